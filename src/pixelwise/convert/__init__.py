@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: rules as data, and one function that applies them."""

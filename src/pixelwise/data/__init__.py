@@ -1,0 +1,1 @@
+"""Reading, checking, transforming and batching annotated pictures."""

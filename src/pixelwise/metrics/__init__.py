@@ -1,0 +1,1 @@
+"""Metrics that stream: update per picture, merge across processes, compute once."""

@@ -1,0 +1,1 @@
+"""Modules with learnable parameters, one named mechanism per file. Import from the modules."""

@@ -1,0 +1,1 @@
+"""Feature extractors: the papers' own, and any of timm's by name."""

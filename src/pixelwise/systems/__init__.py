@@ -1,0 +1,97 @@
+"""SYSTEMS: the one table of segmentation systems, and the two functions that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from typing import Any
+
+from torch import nn
+
+from pixelwise.errors import UsageError
+from pixelwise.spec import DETECTION_RGB, IMAGENET_RGB, InputSpec, Task
+from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
+from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the table: what `create` needs to build a system.
+
+    Args:
+        system: the class; called with its config alone.
+        config: the variant's values.
+        input:  how it is fed.
+        task:   "semantic" or "instance".
+    """
+
+    system: type[nn.Module]
+    config: Any
+    input: InputSpec
+    task: Task
+
+
+# fmt: off
+SYSTEMS: dict[str, Entry] = {
+    "deeplabv3plus": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=IMAGENET_RGB, task="semantic"),
+    "mask_rcnn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
+}
+# fmt: on
+
+
+def find(name: str) -> Entry:
+    """The row of `SYSTEMS` with this name.
+
+    Raises:
+        UsageError: no such row; the message lists the closest names.
+    """
+    if name in SYSTEMS:
+        return SYSTEMS[name]
+    close = get_close_matches(name, SYSTEMS, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(close)}?" if close else "see `pixelwise models list`"
+    raise UsageError(f"no system is named {name!r}; {hint}")
+
+
+def configure(name: str, overrides: Mapping[str, Any]) -> Any:
+    """The config of a row with some fields changed.
+
+    Raises:
+        UsageError: an override is no field of the system's config.
+    """
+    config = find(name).config
+    known = [field.name for field in fields(config)]
+    for key in overrides:
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise UsageError(f"{name} has no setting {key!r}; {hint}")
+    return replace(config, **overrides)
+
+
+def create(name: str, **overrides: Any) -> nn.Module:
+    """Build a system by name, with any field of its config changed.
+
+    >>> net = create("deeplabv3plus", backbone="resnet50", num_classes=7)   # doctest: +SKIP
+
+    Args:
+        name:      a row of `SYSTEMS`.
+        overrides: fields of the system's config.
+
+    Returns:
+        A plain `nn.Module` that follows the `System` contract, in training mode.
+
+    Raises:
+        UsageError: unknown name or field; the message lists the closest ones.
+    """
+    return find(name).system(configure(name, overrides))
+
+
+def list_systems(pattern: str = "*", *, task: Task | None = None) -> list[str]:
+    """Names of the systems that match a shell pattern, in the order of the table."""
+    return [
+        name
+        for name, entry in SYSTEMS.items()
+        if fnmatch(name, pattern) and task in (None, entry.task)
+    ]
