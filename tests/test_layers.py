@@ -1,4 +1,4 @@
-"""Imports run one way: a file imports only from its own layer or from one before it (docs/design.md)."""
+"""Imports run one way: a file imports only from its own layer or from one before it."""
 
 import ast
 from pathlib import Path
@@ -69,9 +69,8 @@ def test_imports_run_one_way(path: Path) -> None:
     "path", [f for f in FILES if f.parent.name == "systems" and f.name != "__init__.py"], ids=str
 )
 def test_systems_do_not_import_each_other(path: Path) -> None:
-    others = {
-        n for n in imported_modules(ast.parse(path.read_text())) if n.startswith("pixelwise.systems")
-    }
+    names = imported_modules(ast.parse(path.read_text()))
+    others = {n for n in names if n.startswith("pixelwise.systems")}
     assert not others, f"what systems share belongs in nn: {others}"
 
 

@@ -72,10 +72,8 @@ def _lines(
     items: Iterable[T], label: str, total: int | None, status: Callable[[], str] | None
 ) -> Iterator[T]:
     start = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, start=1):
         yield item
-        done += 1
         now = time.monotonic()
         if now - last >= _LINE_EVERY_S and now - start > _PATIENCE_S:
             last = now

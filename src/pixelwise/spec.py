@@ -12,7 +12,7 @@ Task = Literal["semantic", "instance"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeRule:
-    """How a picture becomes the content of the network input; the aspect ratio is kept unless `fixed`.
+    """How a picture becomes the content of the network input; keeps the aspect ratio unless `fixed`.
 
     With none of the sizes set the picture is fed at its own size.
 
@@ -80,12 +80,11 @@ class InputSpec:
         if resize.get("fixed") is not None:
             resize["fixed"] = tuple(resize["fixed"])
         return cls(
-            **{
-                **values,
-                "mean": tuple(values["mean"]),
-                "std": tuple(values["std"]),
-                "resize": ResizeRule(**resize),
-            }
+            mean=tuple(values["mean"]),
+            std=tuple(values["std"]),
+            scale=values["scale"],
+            channel_order=values["channel_order"],
+            resize=ResizeRule(**resize),
         )
 
 
@@ -98,7 +97,7 @@ CAFFE_BGR = InputSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsEntry:
-    """One released checkpoint: where it is, what it may be used for, how good it was measured to be.
+    """One released checkpoint: where it is, what it may be used for, how good it was found to be.
 
     Args:
         name:     `system_backbone_neck.tag`.
@@ -130,7 +129,7 @@ class AugmentSpec:
     """Training-time changes to a picture, applied to its masks, boxes and labels alike.
 
     Args:
-        crop:           (height, width) of the training crop; None trains on the whole resized picture.
+        crop:           (height, width) of the training crop; None trains on the whole picture.
         scale:          range of the random scale, relative to the size `ResizeRule` gives.
         flip:           probability of a left-right flip.
         vertical_flip:  probability of a top-bottom flip (microscopy, aerial pictures).

@@ -26,7 +26,7 @@ class ImageSize:
     """Three sizes of one picture on its way through a network, each (height, width).
 
     Args:
-        original: the picture as stored (after its EXIF rotation); predictions come back in this frame.
+        original: the picture as stored (after its EXIF rotation); predictions are in its pixels.
         content:  the resized picture; it lies at the top left of the network input.
         input:    the network input, content plus padding at the right and the bottom.
     """
@@ -73,9 +73,7 @@ class RunLengths:
     @classmethod
     def empty(cls, size: Size) -> RunLengths:
         """No masks at all, of a picture of this size."""
-        return cls(
-            size, np.zeros((0, 4), np.int64), np.zeros(0, np.uint32), np.zeros(1, np.int64)
-        )
+        return cls(size, np.zeros((0, 4), np.int64), np.zeros(0, np.uint32), np.zeros(1, np.int64))
 
     def select(self, index: Sequence[int] | IntArray | npt.NDArray[np.bool_]) -> RunLengths:
         """The masks at these positions (or where True), in that order."""
@@ -84,9 +82,9 @@ class RunLengths:
         chosen = np.arange(len(self))[index if index.size else index.astype(np.int64)]
         lengths = np.diff(self.starts)[chosen]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        # Position of every kept run: its mask's first run, plus its place among that mask's runs.
-        within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        runs = self.runs[np.repeat(self.starts[:-1][chosen], lengths) + within]
+        # Where a kept run stood: its new place, shifted by how far its mask has moved.
+        first = np.repeat(self.starts[:-1][chosen] - starts[:-1], lengths)
+        runs = self.runs[np.arange(len(first)) + first]
         return RunLengths(self.size, self.windows[chosen], runs, starts)
 
     @classmethod

@@ -20,13 +20,11 @@ def command(
     if json:
         print(json_text.dumps(facts, indent=2))
         return 0
+    packages: dict[str, str | None] = facts.pop("packages")
     for key, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, entry in value.items():
-                print(f"  {name:24} {entry or 'not installed'}")
-        else:
-            print(f"{key:10} {value}")
+        print(f"{key:10} {value}")
+    for name, found in packages.items():
+        print(f"  {name:24} {found or 'not installed'}")
     return 0
 
 
