@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from pixelwise.types import Size
 
 CLASSES = ("disc", "square", "triangle")
+
+Points = npt.NDArray[np.float64]  # [P, 2] (x, y) pixels
 
 _CORNERS = {"disc": 40, "square": 4, "triangle": 3}
 _SUPERSAMPLE = 4  # outlines are drawn this much larger and shrunk, so that edges are smooth
@@ -78,7 +81,7 @@ def _write_split(
 
 def draw_picture(
     size: Size, rng: np.random.Generator
-) -> tuple[Image.Image, list[tuple[int, np.ndarray]]]:
+) -> tuple[Image.Image, list[tuple[int, Points]]]:
     """One picture with 0 to 6 objects.
 
     Returns:
@@ -90,7 +93,7 @@ def draw_picture(
         "RGB", (width * _SUPERSAMPLE, height * _SUPERSAMPLE), tuple(int(v) for v in ground)
     )
     pen = ImageDraw.Draw(canvas)
-    objects: list[tuple[int, np.ndarray]] = []
+    objects: list[tuple[int, Points]] = []
     for _ in range(int(rng.integers(0, 7))):
         label = int(rng.integers(len(CLASSES)))
         outline = _outline(label, size, rng)
@@ -105,7 +108,7 @@ def draw_picture(
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), objects
 
 
-def _outline(label: int, size: Size, rng: np.random.Generator) -> np.ndarray:
+def _outline(label: int, size: Size, rng: np.random.Generator) -> Points:
     """[P, 2] corners (x, y) of one shape that lies inside the picture."""
     height, width = size
     radius = rng.uniform(0.1, 0.2) * min(size)
@@ -115,10 +118,10 @@ def _outline(label: int, size: Size, rng: np.random.Generator) -> np.ndarray:
     return centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _hides(outline: np.ndarray, other: np.ndarray) -> bool:
+def _hides(outline: Points, other: Points) -> bool:
     """Whether the boxes of two shapes overlap by more than a corner."""
     inside = np.minimum(outline.max(0), other.max(0)) - np.maximum(outline.min(0), other.min(0))
-    smaller = min(np.prod(np.ptp(outline, axis=0)), np.prod(np.ptp(other, axis=0)))
+    smaller = min(float(np.ptp(points, axis=0).prod()) for points in (outline, other))
     return bool((inside > 0).all() and np.prod(inside) > 0.1 * smaller)
 
 
@@ -126,7 +129,7 @@ def _clip(color: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(255, max(0, v)) for v in color)
 
 
-def _annotation(number: int, image: int, label: int, outline: np.ndarray) -> dict[str, Any]:
+def _annotation(number: int, image: int, label: int, outline: Points) -> dict[str, Any]:
     x1, y1 = outline.min(0)
     x2, y2 = outline.max(0)
     x, y = outline.T

@@ -12,7 +12,7 @@ Task = Literal["semantic", "instance"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeRule:
-    """How a picture becomes the content of the network input; keeps the aspect ratio unless `fixed`.
+    """How a picture becomes the content of the network input; keeps its aspect unless `fixed`.
 
     With none of the sizes set the picture is fed at its own size.
 
