@@ -120,9 +120,11 @@ def _outline(label: int, size: Size, rng: np.random.Generator) -> Points:
 
 def _hides(outline: Points, other: Points) -> bool:
     """Whether the boxes of two shapes overlap by more than a corner."""
-    inside = np.minimum(outline.max(0), other.max(0)) - np.maximum(outline.min(0), other.min(0))
-    smaller = min(float(np.ptp(points, axis=0).prod()) for points in (outline, other))
-    return bool((inside > 0).all() and np.prod(inside) > 0.1 * smaller)
+    (x1, y1), (x2, y2) = outline.min(0), outline.max(0)
+    (u1, v1), (u2, v2) = other.min(0), other.max(0)
+    width, height = min(x2, u2) - max(x1, u1), min(y2, v2) - max(y1, v1)
+    smaller = min((x2 - x1) * (y2 - y1), (u2 - u1) * (v2 - v1))
+    return bool(width > 0 and height > 0 and width * height > 0.1 * smaller)
 
 
 def _clip(color: tuple[int, ...]) -> tuple[int, ...]:
