@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pixelwise.types import Size
 
@@ -23,6 +25,8 @@ class ResizeRule:
         pad_divisor: the input is padded at the right and bottom to a multiple of this.
         antialias:   smooth before shrinking (as Pillow does); False reproduces OpenCV's linear.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # an unknown key in a recipe is an error
 
     short_side: int | None = None
     long_side: int | None = None
@@ -151,3 +155,224 @@ class AugmentSpec:
     mosaic: float = 0.0
     max_class_frac: float = 0.75
     min_visible_frac: float = 0.1
+
+
+class _Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ModelRecipe(_Section):
+    """What is trained. Every further key is a field of the system's own config.
+
+    Args:
+        name:    a row of `SYSTEMS`; may be left out where `weights` names a checkpoint of ours.
+        weights: checkpoint to fine-tune from; classes are matched by name.
+        backbone_weights: "package:efficientnet-lite0", "timm" or a path; None starts at random.
+        licence: of the trained weights, written into their header.
+    """
+
+    model_config = ConfigDict(
+        extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    name: str | None = None
+    weights: str | None = None
+    backbone_weights: str | None = None
+    licence: str = ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keys that belong to the system's config."""
+        return dict(self.model_extra or {})
+
+
+class DataRecipe(_Section):
+    """What it learns from, how pictures are brought to size, and how they are varied.
+
+    Args:
+        source:     a data.yaml, an annotation file or a folder; relative to the working folder.
+        images:     folder of the pictures, where the annotation file does not say.
+        format:     format of the annotations; guessed if missing.
+        train, val: names of the splits.
+        batch_size: pictures per optimiser step, over all processes and accumulated parts.
+        workers:    reader processes per training process; 0 reads in the training process.
+        resize:     how a picture is brought to size; None takes the system's own rule.
+        mean, std:  per channel, after scaling to 0..1; None takes what the weights were trained on.
+        class_weights: per-pixel loss weights by class: "auto" is median frequency balancing, a
+                    list gives one number per class, None weighs all alike (semantic task).
+
+    The remaining keys are those of `AugmentSpec`.
+    """
+
+    source: str
+    images: str | None = None
+    format: str | None = None
+    train: str = "train"
+    val: str = "val"
+    batch_size: int = Field(default=8, ge=1)
+    workers: int = Field(default=2, ge=0)
+    resize: ResizeRule | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_weights: Literal["auto"] | tuple[float, ...] | None = None
+
+    crop: Size | None = None
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
+    color: float = Field(default=0.0, ge=0, le=1)
+    blur: float = Field(default=0.0, ge=0, le=1)
+    copy_paste: float = Field(default=0.0, ge=0, le=1)
+    mosaic: float = Field(default=0.0, ge=0, le=1)
+    max_class_frac: float = Field(default=0.75, gt=0, le=1)
+    min_visible_frac: float = Field(default=0.1, ge=0, le=1)
+
+    @property
+    def augment(self) -> AugmentSpec:
+        """The training-time changes to a picture."""
+        return AugmentSpec(**{f.name: getattr(self, f.name) for f in fields(AugmentSpec)})
+
+
+class OptimRecipe(_Section):
+    """How weights move.
+
+    Args:
+        name:           "sgd" or "adamw".
+        lr:             peak learning rate, for the total batch size.
+        momentum:       of SGD; the first beta of AdamW.
+        nesterov:       of SGD.
+        weight_decay:   L2 factor (SGD) or decoupled decay (AdamW).
+        no_decay_norm_bias: leave norm layers and biases out of the decay.
+        schedule:       shape of the learning rate after the warm-up.
+        power:          of the poly schedule.
+        milestones:     where the step schedule multiplies by `gamma`: below 1 a share of the run,
+                        from 1 on a step.
+        end_lr:         learning rate at the end of poly and cosine.
+        warmup_steps:   steps of warm-up; the schedule spans the rest.
+        warmup_start:   share of the peak at step 0.
+        warmup:         "linear" or "exp".
+        layer_decay:    factor per backbone stage going down from the heads (1 turns it off).
+        head_lr_scale:  factor on everything outside the backbone.
+        backbone_lr_scale: factor on the backbone.
+        freeze_stages:  leading backbone stages that stay as they are, statistics included
+                        (1 is the stem, 2 adds the first stage).
+        freeze_norm:    keep statistics, weights and biases of every batch norm.
+        grad_clip:      largest norm of the whole gradient.
+        accumulate:     parts into which each process splits its share of the batch.
+        ema_decay:      of the averaged weights, which are then evaluated and saved.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=1e-4, ge=0)
+    no_decay_norm_bias: bool = False
+    schedule: Literal["poly", "step", "cosine", "constant"] = "poly"
+    power: float = Field(default=0.9, gt=0)
+    milestones: tuple[float, ...] = (0.667, 0.889)
+    gamma: float = Field(default=0.1, gt=0)
+    end_lr: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    warmup_start: float = Field(default=0.001, gt=0, le=1)
+    warmup: Literal["linear", "exp"] = "linear"
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    head_lr_scale: float = Field(default=1.0, ge=0)
+    backbone_lr_scale: float = Field(default=1.0, ge=0)
+    freeze_stages: int = Field(default=0, ge=0)
+    freeze_norm: bool = False
+    grad_clip: float | None = Field(default=None, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+
+
+class RunRecipe(_Section):
+    """How long, where and how exactly it runs. Exactly one of `steps` and `epochs` is set.
+
+    Args:
+        steps:         optimiser steps.
+        epochs:        passes over the training split.
+        seed:          of weights, order and augmentation.
+        device:        "auto", "cpu", "cuda" or "mps".
+        precision:     "fp32", "bf16" (CPU and GPU) or "fp16" with loss scaling (GPU).
+        channels_last: memory layout that convolutions prefer on GPUs.
+        compile:       run the training graph through `torch.compile`.
+        deterministic: only algorithms that repeat bit by bit on a GPU (slower).
+        save_every_steps: how often the state for resuming is written within an epoch.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    save_every_steps: int = Field(default=500, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunRecipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("needs exactly one of steps and epochs")
+        return self
+
+
+class EvalRecipe(_Section):
+    """How it is watched.
+
+    Args:
+        every_epochs: epochs between evaluations.
+        every_steps:  steps between evaluations; with neither set it is every epoch of a run in
+                      epochs, and 20 times in a run in steps. The last step always evaluates.
+        best:         logged metric that chooses best.safetensors and stops early; None is "miou"
+                      or "mask_ap". "loss" is the validation loss.
+        mode:         whether "max" or "min" of it is better; None knows that losses fall.
+        early_stop:   evaluations without a better value before the run ends.
+        max_dets:     detections per picture that count (instance task).
+        batch_size:   pictures at a time.
+    """
+
+    every_epochs: int | None = Field(default=None, ge=1)
+    every_steps: int | None = Field(default=None, ge=1)
+    best: str | None = None
+    mode: Literal["max", "min"] | None = None
+    early_stop: int | None = Field(default=None, ge=1)
+    max_dets: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=1, ge=1)
+
+
+class LogRecipe(_Section):
+    """What is written down besides metrics.csv and metrics.jsonl.
+
+    Args:
+        every_steps: steps between rows of training losses.
+        tensorboard, wandb, mlflow: also log there (each needs its extra).
+        pictures:    validation pictures drawn at every evaluation, always the same ones.
+    """
+
+    every_steps: int = Field(default=20, ge=1)
+    tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
+    pictures: int = Field(default=8, ge=0)
+
+
+class Recipe(_Section):
+    """Everything a training run depends on; `pixelwise.recipe.read` makes one from YAML.
+
+    Args:
+        out: the run folder; None takes the next free `runs/NAME`.
+    """
+
+    model: ModelRecipe
+    data: DataRecipe
+    optim: OptimRecipe = OptimRecipe()
+    run: RunRecipe
+    eval: EvalRecipe = EvalRecipe()
+    log: LogRecipe = LogRecipe()
+    out: str | None = None
