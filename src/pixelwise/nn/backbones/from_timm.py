@@ -1,0 +1,177 @@
+"""Any backbone of timm, as a list of feature maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, cast
+
+import timm
+import torch
+from timm.layers import norm_act
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwise.errors import UsageError
+from pixelwise.nn.norm import Norm
+
+
+class TimmBackbone(nn.Module):
+    """A feature extractor of timm behind the interface of our own backbones.
+
+    Families that round down at odd sizes (patchifying stems) get zeros at the right and bottom up
+    to a multiple of their stride, and their maps are cut back to ceil(H / stride).
+
+    Args:
+        name:          model name of timm, with or without a ".tag".
+        in_channels:   of the images.
+        output_stride: 32, or 8 and 16 where the family can dilate.
+        levels:        level n has the nominal stride 2^n.
+        norm:          "batch" leaves the family's own norms alone; "frozen" and "sync" replace its
+                       batch norms.
+
+    Raises:
+        UsageError: unknown name, or a family that has no such levels or output stride.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_channels: int = 3,
+        output_stride: int = 32,
+        levels: Sequence[int] = (2, 3, 4, 5),
+        norm: Norm | str | None = "batch",
+    ) -> None:
+        super().__init__()
+        _check_name(name)
+        levels = tuple(sorted(levels))
+        options: dict[str, Any] = {"in_chans": in_channels}
+        if output_stride != 32:
+            options["output_stride"] = output_stride
+        with torch.device("meta"):
+            probe = _create(name, options)
+        nominal = _nominal_levels(name, probe.feature_info.reduction(), output_stride)
+        missing = [level for level in levels if level not in nominal]
+        if missing:
+            raise UsageError(
+                f"backbone {name!r} has no feature map at stride {2 ** missing[0]}; it has "
+                f"{', '.join(str(2**n) for n in nominal)}"
+            )
+        self.levels = levels
+        indices = tuple(nominal.index(level) for level in levels)
+        self.body = _replace_norms(_create(name, {**options, "out_indices": indices}), norm, name)
+        self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
+        self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
+        self.channels_last = str(getattr(probe, "output_fmt", "NCHW")).endswith("NHWC")
+        self.divisor = self._find_divisor(probe, in_channels, [nominal.index(n) for n in levels])
+        self._frozen: list[nn.Module] = []
+
+    def _find_divisor(self, probe: nn.Module, in_channels: int, picked: list[int]) -> int:
+        """1 where odd sizes round up as everywhere in our code, else the stride to pad to."""
+        divisor = 2 ** self.levels[-1]
+        axis = 1 if self.channels_last else 2
+        for side in (4 * divisor + 1, 4 * divisor):
+            try:
+                maps = probe.eval()(torch.empty(1, in_channels, side, side, device="meta"))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                problem = error
+                continue
+            sides = [maps[i].shape[axis] for i in picked]
+            expected = [math.ceil(side / stride) for stride in self.strides]
+            return 1 if sides == expected and side % divisor else divisor
+        raise UsageError(
+            f"this backbone of timm takes one image size only ({problem}); choose another"
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, C, H, W] → one map per level, finest first."""
+        height, width = images.shape[-2:]
+        if self.divisor > 1:
+            images = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
+        maps = cast("list[Tensor]", self.body(images))
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        if self.divisor > 1:
+            maps = [
+                m[..., : -(-height // s), : -(-width // s)]
+                for m, s in zip(maps, self.strides, strict=True)
+            ]
+        return maps
+
+    def freeze(self, stages: int) -> None:
+        """Stop training everything up to the n-th of the family's own feature maps.
+
+        Args:
+            stages: 0 none, 1 up to the first map (the stem in most families), and so on.
+        """
+        if stages == 0:
+            return
+        infos: list[dict[str, Any]] = self.body.feature_info.info
+        target = str(infos[min(stages, len(infos)) - 1]["module"])
+        last = -1
+        modules = list(self.body.named_modules())
+        for i, (name, _) in enumerate(modules):
+            # Flattened extractors write "stages_0" for "stages.0".
+            flat, wanted = name.replace(".", "_"), target.replace(".", "_")
+            if flat == wanted or flat.startswith(wanted + "_"):
+                last = i
+        self._frozen = [m for _, m in modules[: last + 1] if not list(m.children())]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """As usual; frozen parts stay in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        known: list[str] = timm.list_models()
+        close = get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise UsageError(f"no backbone is named {name!r}; {hint}")
+
+
+def _create(name: str, options: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True, **options)
+    except (TypeError, AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
+        stride = options.get("output_stride")
+        if stride is None:
+            raise UsageError(
+                f"backbone {name!r} gives no feature maps ({error}); choose a convolutional one"
+            ) from error
+        raise UsageError(
+            f"backbone {name!r} cannot run at output_stride {stride}: its family has no dilation; "
+            "set output_stride=32 or choose another backbone"
+        ) from error
+
+
+def _nominal_levels(name: str, reductions: Sequence[int], output_stride: int) -> list[int]:
+    """log2 of the stride that each map would have without dilation."""
+    first = round(math.log2(reductions[0]))
+    nominal = [first + i for i in range(len(reductions))]
+    if [min(2**n, output_stride) for n in nominal] != list(reductions):
+        raise UsageError(
+            f"backbone {name!r} has maps at strides {', '.join(map(str, reductions))}, which is no "
+            f"pyramid at output_stride {output_stride}; choose another backbone or output_stride"
+        )
+    return nominal
+
+
+def _replace_norms(body: nn.Module, norm: Norm | str | None, name: str) -> Any:
+    if norm == "batch":
+        return body
+    if norm == "frozen":
+        return cast("Any", norm_act).freeze_batch_norm_2d(body)
+    if norm == "sync":
+        return cast("Any", norm_act).convert_sync_batchnorm(body)
+    raise UsageError(
+        f"backbone {name!r} comes from timm with its own norms; norm={norm!r} needs one of our own"
+    )

@@ -1,0 +1,96 @@
+"""Normalisation layers by name; checkpoints and batch sizes decide which one a network needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixelwise.errors import UsageError
+
+Norm = Literal["batch", "frozen", "sync", "group"]
+NORMS = ("batch", "frozen", "sync", "group")
+
+_GROUPS = 32  # Group Normalization (arXiv:1803.08494), section 4: the best of 2..64
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that survives a batch with one value per channel.
+
+    A 1x1 map of a single image (the image-pooling branch at batch size 1) has no variance; PyTorch
+    raises there. This layer then normalises with its running statistics, as in evaluation, and
+    leaves them unchanged. Everywhere else it is `nn.BatchNorm2d`, state dict included.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W] → the same shape."""
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine map, all buffers.
+
+    Args:
+        channels: C of the [B, C, H, W] input.
+        eps:      added to the variance; torchvision's first Mask R-CNN weights need 0.
+
+    Source: the detection convention since Faster R-CNN on ResNet: one or two large images per
+        device give batch statistics too poor to train with.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → the same shape."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
+        shift = self.bias - self.running_mean * scale  # [C]
+        scale, shift = scale.to(x.dtype), shift.to(x.dtype)
+        return x * scale[:, None, None] + shift[:, None, None]  # [B, C, H, W]
+
+    def extra_repr(self) -> str:
+        """Shown in the printed module."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def make_norm(kind: Norm | str | None, channels: int, eps: float = 1e-5) -> nn.Module:
+    """The normalisation layer of this kind.
+
+    Args:
+        kind:     "batch", "frozen" (fixed statistics), "sync" (statistics over all processes; plain
+                  batch statistics where there is only one), "group" (32 groups, fewer where 32 does
+                  not divide the channels) or None for no normalisation.
+        channels: C of its input.
+        eps:      added to the variance.
+
+    Raises:
+        UsageError: unknown kind.
+    """
+    if kind is None:
+        return nn.Identity()
+    if kind == "batch":
+        return BatchNorm(channels, eps=eps)
+    if kind == "frozen":
+        return FrozenBatchNorm(channels, eps=eps)
+    if kind == "sync":
+        return nn.SyncBatchNorm(channels, eps=eps)
+    if kind == "group":
+        groups = next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0)
+        return nn.GroupNorm(groups, channels, eps=eps)
+    raise UsageError(f"no norm is named {kind!r}; choose one of {', '.join(NORMS)}")
