@@ -1,0 +1,109 @@
+"""CONVENTIONS: the numbers in which the implementations of two-stage detection differ.
+
+None of them matters much to a network that is trained here, and all of them matter to one that was
+trained elsewhere: released weights reproduce their results only with the numbers of their origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Origin = Literal["detectron2", "mmdet", "torchvision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """One implementation's answers to the questions its papers leave open.
+
+    Args:
+        anchor_order:       outer loop of the anchors of a cell; matters with several sizes per level.
+        anchor_rounding:    whether the corners of the base anchors are rounded to whole pixels.
+        floor_strides:      anchors lie floor(input size / map size) pixels apart, not the nominal
+                            stride: at 800x1088 torchvision's coarsest level has 61x64, not 64x64.
+        clamp_both:         whether the log-size deltas are clamped from below as well as from above.
+        min_low_quality:    least IoU, 0..1, at which an object's best anchor becomes positive.
+        proposal_side_px:   proposals and their sides must be longer than this.
+        detection_side_px:  the same for detections; negative keeps all.
+        level_eps:          guard inside the logarithm of the level assignment.
+        level_eps_outside:  adds `level_eps` to the logarithm, not to its argument.
+        roi_aligned:        shift samples by half a feature pixel; False also widens regions to one.
+        roi_sampling:       samples per bin and axis; 0 takes ceil(extent / bins).
+        box_beta:           where smooth-L1 turns linear, in units of the deltas; 0 is plain L1.
+        sampled_normaliser: divide the RPN losses by the anchors drawn, not by the number to draw.
+        mask_targets:       "bitmap": binarised at 0.5; "torchvision": soft values.
+        paste:              "grid": sampled at pixel centres; "expanded": resized to whole pixels.
+
+    Source:  detectron2 0.6, mmdet 3.3, torchvision 0.29: their default configurations and code.
+    """
+
+    anchor_order: Literal["ratio", "size"]
+    anchor_rounding: bool
+    floor_strides: bool
+    clamp_both: bool
+    min_low_quality: float
+    proposal_side_px: float
+    detection_side_px: float
+    level_eps: float
+    level_eps_outside: bool
+    roi_aligned: bool
+    roi_sampling: int
+    box_beta: float
+    sampled_normaliser: bool
+    mask_targets: Literal["bitmap", "torchvision"]
+    paste: Literal["grid", "expanded"]
+
+
+CONVENTIONS: dict[Origin, Conventions] = {
+    "detectron2": Conventions(
+        anchor_order="size",
+        anchor_rounding=False,
+        floor_strides=False,
+        clamp_both=False,
+        min_low_quality=0.0,
+        proposal_side_px=0.0,
+        detection_side_px=-1.0,
+        level_eps=1e-8,
+        level_eps_outside=False,
+        roi_aligned=True,
+        roi_sampling=0,
+        box_beta=0.0,
+        sampled_normaliser=False,
+        mask_targets="bitmap",
+        paste="grid",
+    ),
+    "mmdet": Conventions(
+        anchor_order="ratio",
+        anchor_rounding=False,
+        floor_strides=False,
+        clamp_both=True,
+        min_low_quality=0.3,
+        proposal_side_px=0.0,
+        detection_side_px=-1.0,
+        level_eps=1e-6,
+        level_eps_outside=False,
+        roi_aligned=True,
+        roi_sampling=0,
+        box_beta=0.0,
+        sampled_normaliser=True,
+        mask_targets="bitmap",
+        paste="grid",
+    ),
+    "torchvision": Conventions(
+        anchor_order="ratio",
+        anchor_rounding=True,
+        floor_strides=True,
+        clamp_both=False,
+        min_low_quality=0.0,
+        proposal_side_px=1e-3,
+        detection_side_px=1e-2,
+        level_eps=1e-6,
+        level_eps_outside=True,
+        roi_aligned=False,
+        roi_sampling=2,
+        box_beta=1 / 9,
+        sampled_normaliser=True,
+        mask_targets="torchvision",
+        paste="expanded",
+    ),
+}
