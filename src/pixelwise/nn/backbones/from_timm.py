@@ -72,11 +72,12 @@ class TimmBackbone(nn.Module):
         """1 where odd sizes round up as everywhere in our code, else the stride to pad to."""
         divisor = 2 ** self.levels[-1]
         axis = 1 if self.channels_last else 2
+        problem = ""
         for side in (4 * divisor + 1, 4 * divisor):
             try:
                 maps = probe.eval()(torch.empty(1, in_channels, side, side, device="meta"))
             except (RuntimeError, AssertionError, ValueError) as error:
-                problem = error
+                problem = str(error)
                 continue
             sides = [maps[i].shape[axis] for i in picked]
             expected = [math.ceil(side / stride) for stride in self.strides]
