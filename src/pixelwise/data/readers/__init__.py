@@ -1,0 +1,1 @@
+"""One reader per format; each has `open_split(place, config)` that gives a `Source`."""
