@@ -26,7 +26,7 @@ def test_it_is_the_papers_sum():
     fine, coarse = features([(6, 8), (3, 4)], (8, 16))
     top = net.lateral[1](coarse)
     doubled = top.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert torch.allclose(net(([fine, coarse]))[0], net.output[0](net.lateral[0](fine) + doubled))
+    assert torch.allclose(net([fine, coarse])[0], net.output[0](net.lateral[0](fine) + doubled))
 
 
 def test_parameters_of_the_paper():

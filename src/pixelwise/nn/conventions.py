@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pixelwise.ops.roi import LevelRule
+
 Origin = Literal["detectron2", "mmdet", "torchvision"]
 
 
@@ -25,8 +27,7 @@ class Conventions:
         min_low_quality:    least IoU, 0..1, at which an object's best anchor becomes positive.
         proposal_side_px:   proposals and their sides must be longer than this.
         detection_side_px:  the same for detections; negative keeps all.
-        level_eps:          guard inside the logarithm of the level assignment.
-        level_eps_outside:  adds `level_eps` to the logarithm, not to its argument.
+        level_rule:         rounding of boxes on the boundary between two levels.
         roi_aligned:        shift samples by half a feature pixel; False also widens regions to one.
         roi_sampling:       samples per bin and axis; 0 takes ceil(extent / bins).
         box_beta:           where smooth-L1 turns linear, in units of the deltas; 0 is plain L1.
@@ -44,8 +45,7 @@ class Conventions:
     min_low_quality: float
     proposal_side_px: float
     detection_side_px: float
-    level_eps: float
-    level_eps_outside: bool
+    level_rule: LevelRule
     roi_aligned: bool
     roi_sampling: int
     box_beta: float
@@ -63,8 +63,7 @@ CONVENTIONS: dict[Origin, Conventions] = {
         min_low_quality=0.0,
         proposal_side_px=0.0,
         detection_side_px=-1.0,
-        level_eps=1e-8,
-        level_eps_outside=False,
+        level_rule="detectron2",
         roi_aligned=True,
         roi_sampling=0,
         box_beta=0.0,
@@ -80,8 +79,7 @@ CONVENTIONS: dict[Origin, Conventions] = {
         min_low_quality=0.3,
         proposal_side_px=0.0,
         detection_side_px=-1.0,
-        level_eps=1e-6,
-        level_eps_outside=False,
+        level_rule="mmdet",
         roi_aligned=True,
         roi_sampling=0,
         box_beta=0.0,
@@ -97,8 +95,7 @@ CONVENTIONS: dict[Origin, Conventions] = {
         min_low_quality=0.0,
         proposal_side_px=1e-3,
         detection_side_px=1e-2,
-        level_eps=1e-6,
-        level_eps_outside=True,
+        level_rule="torchvision",
         roi_aligned=False,
         roi_sampling=2,
         box_beta=1 / 9,

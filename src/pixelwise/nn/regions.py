@@ -1,0 +1,242 @@
+"""Regions: the boxes that the second stage of a detector looks at, in training and at inference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pixelwise.nn.conventions import Conventions
+from pixelwise.ops.boxes import pairwise_ioa, pairwise_iou
+from pixelwise.ops.matching import match_boxes
+from pixelwise.ops.roi import pool_levels
+from pixelwise.ops.sampling import sample_balanced
+from pixelwise.types import InstanceTarget, MaskCrops
+
+# A box covered by more than this share of a crowd region is no evidence of background.
+# Source: Detectron, TRAIN.CROWD_FILTER_THRESH.
+CROWD_COVER = 0.7
+UNCOUNTED = -1
+
+
+class Proposals(NamedTuple):
+    """Boxes that may hold an object, the same number for every image.
+
+    boxes: [B, N, 4] xyxy in network-input pixels; zeros where not valid. Best first.
+    logits: [B, N] objectness before the sigmoid.
+    valid: [B, N] bool.
+    """
+
+    boxes: Tensor
+    logits: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """R boxes over the batch with what each of them should learn.
+
+    Args:
+        rois:     [R, 5] image index and xyxy in network-input pixels.
+        labels:   [R] int64: 0..K-1 object, K background, -1 counts for nothing.
+        gt_boxes: [R, 4] xyxy of the matched object; arbitrary where there is none.
+        gt_index: [R] int64 position of the matched object in `masks`.
+        masks:    the masks of all images, one after another.
+        num_classes: K.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    gt_boxes: Tensor
+    gt_index: Tensor
+    masks: MaskCrops
+    num_classes: int
+
+    @property
+    def is_object(self) -> Tensor:
+        """[R] bool, where a region is matched to an object."""
+        return (self.labels >= 0) & (self.labels < self.num_classes)
+
+    def select(self, index: Tensor) -> Regions:
+        """The regions at these positions (or where True)."""
+        return Regions(
+            self.rois[index],
+            self.labels[index],
+            self.gt_boxes[index],
+            self.gt_index[index],
+            self.masks,
+            self.num_classes,
+        )
+
+    def foreground(self) -> Regions:
+        """The regions matched to an object; one unmatched region where there is none at all.
+
+        That one keeps the mask head in the graph (and its batch norm fed); its label says that it
+        counts for nothing.
+        """
+        inside = self.is_object.nonzero()[:, 0]  # [F]
+        return self.select(inside if len(inside) else inside.new_zeros(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionPool:
+    """RoIAlign from the level of a pyramid that suits the size of each region.
+
+    Args:
+        side:        height and width of the result, cells.
+        strides:     input pixels per cell of each level, finest first.
+        conventions: how samples are placed.
+
+    Source:  Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), eq. 1.
+    """
+
+    side: int
+    strides: tuple[int, ...]
+    conventions: Conventions
+
+    def __call__(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """Pool [R, 5] regions from levels of [B, C, h, w]: [R, C, side, side], in input order."""
+        rules = self.conventions
+        return pool_levels(
+            pyramid[: len(self.strides)],
+            rois,
+            self.side,
+            strides=self.strides,
+            sampling=rules.roi_sampling,
+            aligned=rules.roi_aligned,
+            rule=rules.level_rule,
+        )
+
+
+def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest scores of each row with their positions; ties go to the lower position.
+
+    Args:
+        scores: [B, N].
+        count:  at most N.
+
+    Returns:
+        values [B, count] and positions [B, count] int64.
+    """
+    if torch.compiler.is_exporting():
+        # ONNX defines TopK with just this rule for ties, and has no stable sort.
+        values, index = scores.topk(count, dim=1)
+        return values, index
+    values, index = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :count], index[:, :count]
+
+
+def usable_objects(target: InstanceTarget) -> Tensor:
+    """[G] int64, positions of the objects to learn from: no crowds, no boxes without area."""
+    sides = target.boxes[:, 2:] - target.boxes[:, :2]  # [N, 2]
+    return (~target.crowd & (sides > 0).all(dim=1)).nonzero()[:, 0]
+
+
+def match_objects(
+    boxes: Tensor,
+    target: InstanceTarget,
+    *,
+    high: float,
+    low: float,
+    min_low_quality: float | None = None,
+) -> Tensor:
+    """Say for each box which object it stands for.
+
+    A crowd is never matched, and a box that mostly lies in one is ignored, not called background.
+
+    Args:
+        boxes:  [A, 4] xyxy.
+        target: the objects of the image.
+        high:   IoU from which a box is positive.
+        low:    IoU below which a box is background; between them it is ignored.
+        min_low_quality: make the best boxes of each object positive from this IoU on; None: do not.
+
+    Returns:
+        [A] int64: position in `target`, -1 background, -2 ignored.
+
+    Source:  Faster R-CNN (arXiv:1506.01497), section 3.1.2; crowds as in Detectron.
+    """
+    usable = usable_objects(target)  # [G]
+    matches = match_boxes(
+        pairwise_iou(target.boxes[usable], boxes),
+        high=high,
+        low=low,
+        allow_low_quality=min_low_quality is not None,
+        min_low_quality=min_low_quality or 0.0,
+    )  # [A]
+    if target.crowd.any():
+        covered = pairwise_ioa(boxes, target.boxes[target.crowd]).amax(dim=1)  # [A]
+        matches = matches.masked_fill((matches == -1) & (covered > CROWD_COVER), -2)
+    if len(usable) == 0:
+        return matches
+    return torch.where(matches >= 0, usable[matches.clamp(min=0)], matches)
+
+
+def join_masks(targets: Sequence[InstanceTarget]) -> MaskCrops:
+    """The masks of several images as one container; windows stay in each image's own pixels."""
+    height = max(target.size[0] for target in targets)
+    width = max(target.size[1] for target in targets)
+    return MaskCrops(
+        (height, width),
+        torch.cat([target.masks.windows for target in targets]),
+        torch.cat([target.masks.pixels for target in targets]),
+    )
+
+
+def sample_regions(
+    proposals: Proposals,
+    targets: Sequence[InstanceTarget],
+    *,
+    count: int = 512,
+    positive_frac: float = 0.25,
+    num_classes: int,
+) -> Regions:
+    """Draw the regions that the second stage learns from.
+
+    The objects' own boxes join the proposals, so that the heads see good regions from the first
+    step on. An image that yields no region at all gives its whole area, which counts for nothing.
+
+    Args:
+        proposals:     of the first stage.
+        targets:       one per image.
+        count:         regions per image.
+        positive_frac: largest share of regions matched to an object (IoU of at least 0.5).
+        num_classes:   K.
+
+    Returns:
+        At most `count` regions per image.
+
+    Source:  Fast R-CNN (arXiv:1504.08083), section 2.3; Mask R-CNN (arXiv:1703.06870), section 3.1.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    offset = 0
+    for image, target in enumerate(targets):
+        boxes = proposals.boxes[image][proposals.valid[image]]  # [N, 4]
+        boxes = torch.cat([boxes, target.boxes[usable_objects(target)]])
+        matches = match_objects(boxes, target, high=0.5, low=0.5)  # [N]
+        positive, negative = sample_balanced(matches, count=count, positive_frac=positive_frac)
+        chosen = torch.cat([positive, negative])  # [S]
+        boxes, matches = boxes[chosen], matches[chosen]
+        if len(chosen) == 0:
+            boxes = boxes.new_tensor([[0.0, 0.0, target.size[1], target.size[0]]])
+            matches = torch.full((1,), -2, device=boxes.device)
+        parts.append((*_learn(boxes, matches, target, image, num_classes), matches + offset))
+        offset += len(target)
+    rois, labels, gt_boxes, gt_index = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Regions(rois, labels, gt_boxes, gt_index, join_masks(targets), num_classes)
+
+
+def _learn(
+    boxes: Tensor, matches: Tensor, target: InstanceTarget, image: int, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RoIs [S, 5], labels [S] and matched boxes [S, 4] of the regions of one image."""
+    rois = torch.cat([boxes.new_full((len(boxes), 1), float(image)), boxes], dim=1)
+    is_object = matches >= 0  # [S]
+    labels = torch.where(matches == -1, num_classes, UNCOUNTED)  # [S]
+    gt_boxes = boxes.clone()
+    labels[is_object] = target.labels[matches[is_object]]
+    gt_boxes[is_object] = target.boxes[matches[is_object]]
+    return rois, labels, gt_boxes

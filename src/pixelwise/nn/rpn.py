@@ -1,0 +1,269 @@
+"""Region proposal network: where might objects be?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelwise.nn.blocks import ConvNormAct
+from pixelwise.nn.conventions import Conventions
+from pixelwise.nn.regions import Proposals, best_first, match_objects
+from pixelwise.ops.anchors import base_anchors, grid_anchors
+from pixelwise.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from pixelwise.ops.sampling import sample_balanced
+from pixelwise.ops.suppress import greedy_nms
+from pixelwise.types import InstanceTarget, Size
+
+WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of the four deltas; Faster R-CNN (arXiv:1506.01497), eq. 2
+# Faster R-CNN, section 3.1.2 and 3.1.3
+POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
+ANCHORS_PER_IMAGE, POSITIVE_FRAC = 256, 0.5
+NMS_IOU = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorGrid:
+    """Which anchors stand on the cells of each level.
+
+    Args:
+        sizes:   per level, the anchor sizes (square root of the area), pixels.
+        ratios:  height / width of the anchors of each size.
+        strides: per level, input pixels per cell.
+        conventions: order, rounding and spacing.
+    """
+
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[float, ...]
+    strides: tuple[int, ...]
+    conventions: Conventions
+
+    @property
+    def per_cell(self) -> int:
+        """A, anchors per cell; the same on every level."""
+        return len(self.sizes[0]) * len(self.ratios)
+
+    def place(self, maps: Sequence[Tensor], size: Size) -> list[Tensor]:
+        """The anchors of every cell of `maps`.
+
+        Args:
+            maps: L of [B, any, h, w]; only their sizes and device are read.
+            size: (height, width) of the network input.
+
+        Returns:
+            L of [h * w * A, 4] float32 xyxy in network-input pixels; rows first, then columns.
+        """
+        rules = self.conventions
+        placed: list[Tensor] = []
+        for level, sizes, stride in zip(maps, self.sizes, self.strides, strict=True):
+            height, width = level.shape[-2:]
+            steps = (stride, stride)
+            if rules.floor_strides:
+                steps = (size[0] // height, size[1] // width)
+            base = base_anchors(
+                sizes, self.ratios, order=rules.anchor_order, rounding=rules.anchor_rounding
+            )
+            placed.append(grid_anchors(base.to(level.device), (height, width), steps))
+        return placed
+
+
+class RPNMaps(NamedTuple):
+    """What the network says about every anchor, per level.
+
+    logits: L of [B, A, h, w], objectness before the sigmoid.
+    deltas: L of [B, 4A, h, w], channel 4a + j is number j of anchor a.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+
+
+class RPNTargets(NamedTuple):
+    """The anchors drawn from a batch; flat positions run over images, then anchors.
+
+    index:     [S] int64, the positives first.
+    is_object: [S] float, 1 or 0.
+    deltas:    [P, 4], what the positives should predict.
+    """
+
+    index: Tensor
+    is_object: Tensor
+    deltas: Tensor
+
+
+class RPN(nn.Module):
+    """Score and regress the anchors of every cell with one small network shared by all levels.
+
+    Args:
+        channels:    channels of every level, and of the hidden convolutions.
+        anchors:     the anchors of each level.
+        conventions: thresholds and losses that differ by origin.
+        convs:       hidden 3x3 convolutions.
+        pre_nms:     candidates per level that enter the suppression (training, inference).
+        post_nms:    proposals per image (training, inference).
+
+    Source:  Ren et al., "Faster R-CNN" (arXiv:1506.01497), section 3; on a pyramid: FPN
+        (arXiv:1612.03144), section 4.1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        anchors: AnchorGrid,
+        conventions: Conventions,
+        *,
+        convs: int = 1,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (1000, 1000),
+    ) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.conventions = conventions
+        self.pre_nms = pre_nms
+        self.post_nms = post_nms
+        self.convs = nn.Sequential(
+            *(
+                ConvNormAct(channels, channels, 3, bias=True, norm=None, act="relu")
+                for _ in range(convs)
+            )
+        )
+        self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def predict(self, pyramid: Sequence[Tensor]) -> RPNMaps:
+        """Score the anchors of levels [B, C, h, w]; levels without anchors are left out."""
+        hidden = [self.convs(level) for level in pyramid[: len(self.anchors.sizes)]]
+        return RPNMaps([self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden])
+
+    def targets(self, anchors: Tensor, targets: Sequence[InstanceTarget]) -> RPNTargets:
+        """Draw the anchors to learn from, and say what they should predict.
+
+        Args:
+            anchors: [A, 4], of all levels.
+            targets: one per image.
+        """
+        positives: list[Tensor] = []
+        negatives: list[Tensor] = []
+        deltas: list[Tensor] = []
+        for image, target in enumerate(targets):
+            matches = match_objects(
+                anchors,
+                target,
+                high=POSITIVE_IOU,
+                low=NEGATIVE_IOU,
+                min_low_quality=self.conventions.min_low_quality,
+            )  # [A]
+            positive, negative = sample_balanced(
+                matches, count=ANCHORS_PER_IMAGE, positive_frac=POSITIVE_FRAC
+            )
+            positives.append(positive + image * len(anchors))
+            negatives.append(negative + image * len(anchors))
+            deltas.append(encode_boxes(anchors[positive], target.boxes[matches[positive]], WEIGHTS))
+        index = torch.cat(positives + negatives)  # [S]
+        is_object = torch.zeros(len(index), device=index.device)
+        is_object[: sum(map(len, positives))] = 1
+        return RPNTargets(index, is_object, torch.cat(deltas))
+
+    def loss(
+        self, maps: RPNMaps, size: Size, targets: Sequence[InstanceTarget]
+    ) -> dict[str, Tensor]:
+        """Binary cross entropy of the drawn anchors, and the box error of the positives.
+
+        Args:
+            maps:    of `predict`.
+            size:    (height, width) of the network input.
+            targets: one per image.
+
+        Returns:
+            "rpn_objectness" and "rpn_box", scalars.
+        """
+        with torch.no_grad():
+            wanted = self.targets(torch.cat(self.anchors.place(maps.logits, size)), targets)
+        logits, deltas = self._flatten(maps)
+        logits = torch.cat(logits, dim=1).flatten()[wanted.index]  # [S]
+        deltas = torch.cat(deltas, dim=1).flatten(0, 1)  # [B * A, 4]
+        deltas = deltas[wanted.index[: len(wanted.deltas)]]  # [P, 4]
+        rules = self.conventions
+        count = len(wanted.index) if rules.sampled_normaliser else ANCHORS_PER_IMAGE * len(targets)
+        objectness = F.binary_cross_entropy_with_logits(logits, wanted.is_object, reduction="sum")
+        box = F.smooth_l1_loss(deltas, wanted.deltas, reduction="sum", beta=rules.box_beta)
+        return {"rpn_objectness": objectness / max(count, 1), "rpn_box": box / max(count, 1)}
+
+    @torch.no_grad()
+    def decode(
+        self, maps: RPNMaps, size: Size, *, contents: Sequence[Size] | None = None
+    ) -> Proposals:
+        """Turn the maps into boxes: best anchors per level, regressed, clipped, suppressed.
+
+        Proposals are inputs of the second stage; no gradient flows through them.
+
+        Args:
+            maps:     of `predict`.
+            size:     (height, width) of the network input.
+            contents: while training, (height, width) of each image inside the padded input; boxes
+                      are clipped to it and the training counts apply.
+
+        Returns:
+            The same number of proposals for every image, best first.
+        """
+        anchors = self.anchors.place(maps.logits, size)
+        logits, deltas = self._flatten(maps)
+        which = 1 if contents is None else 0
+        frames = contents or [size] * len(logits[0])
+        images = [
+            self._propose(
+                [x[image] for x in logits], [x[image] for x in deltas], anchors, frame, which
+            )
+            for image, frame in enumerate(frames)
+        ]
+        return Proposals(*(torch.stack(part) for part in zip(*images, strict=True)))
+
+    def _propose(
+        self,
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        anchors: list[Tensor],
+        frame: Size,
+        which: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Proposals of one image: boxes [N, 4], logits [N], valid [N]."""
+        boxes: list[Tensor] = []
+        scores: list[Tensor] = []
+        levels: list[Tensor] = []
+        for level, (x, d, a) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            best, index = best_first(x[None], min(self.pre_nms[which], len(x)))
+            best, index = best[0], index[0]  # [k]
+            decoded = decode_boxes(
+                d[index], a[index], WEIGHTS, clamp_both=self.conventions.clamp_both
+            )
+            boxes.append(clip_boxes(decoded, frame))
+            scores.append(best)
+            levels.append(torch.full_like(index, level))
+        box, score = torch.cat(boxes), torch.cat(scores)  # [M, 4], [M]
+        sides = (box[:, 2:] - box[:, :2]).amin(dim=1)  # [M]
+        # A rejected box goes last, where it can suppress no other.
+        score = score.masked_fill(~(sides > self.conventions.proposal_side_px), float("-inf"))
+        kept = greedy_nms(box, score, torch.cat(levels), iou_thresh=NMS_IOU)  # [M] bool
+        score = score.masked_fill(~kept, float("-inf"))
+        best, index = best_first(score[None], min(self.post_nms[which], len(score)))
+        valid = best[0] > float("-inf")  # [N]
+        boxes_out = box[index[0]].masked_fill(~valid[:, None], 0.0)  # [N, 4]
+        return boxes_out, best[0].masked_fill(~valid, 0.0), valid
+
+    def _flatten(self, maps: RPNMaps) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level, logits [B, h * w * A] and deltas [B, h * w * A, 4] in the order of anchors."""
+        logits = [x.float().permute(0, 2, 3, 1).flatten(1) for x in maps.logits]
+        deltas = [
+            x.float().unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+            for x in maps.deltas
+        ]
+        return logits, deltas

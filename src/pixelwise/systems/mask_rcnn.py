@@ -1,0 +1,358 @@
+"""Mask R-CNN: detect, then segment inside each box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pixelwise.errors import UsageError
+from pixelwise.nn.backbones import build_backbone
+from pixelwise.nn.backbones.resnet import RESNETS, STYLES, make_stage
+from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk, Detections, MeanTrunk
+from pixelwise.nn.conventions import CONVENTIONS, Origin
+from pixelwise.nn.fpn import FPN
+from pixelwise.nn.mask_head import MaskHead
+from pixelwise.nn.regions import Proposals, RegionPool, sample_regions
+from pixelwise.nn.rpn import RPN, AnchorGrid
+from pixelwise.ops.boxes import clip_boxes
+from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
+
+# Regions that pass a head at once at inference: a mask head holds about 1 MB for each.
+REGIONS_AT_ONCE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRCNNConfig:
+    """Everything that distinguishes one Mask R-CNN from another.
+
+    Args:
+        num_classes:   K, without background.
+        in_channels:   of the images.
+        backbone:      one of our ResNets or any convolutional model of timm.
+        backbone_norm: "frozen" for pretrained weights, as published; "batch", "sync", "group".
+        backbone_style: of our ResNets: "caffe" puts the stride in the 1x1; None is "pytorch", in
+                       the 3x3.
+        neck:          "fpn"; "c4": heads behind layer3, layer4 runs on every region; "dc5": one
+                       level, layer4 dilated to stride 16.
+        channels:      of the pyramid and the convolutions of the heads; the fully connected layers
+                       have four times as many features. Source: FPN, section 4.
+        box_head:      "2fc" (FPN, section 4.2) or "4conv1fc" (Group Normalization, section 4.2);
+                       "c4" has layer4 in its place.
+        head_norm:     norm of the neck's and the heads' convolutions, None as published.
+        rpn_convs:     hidden convolutions of the proposal network.
+        class_agnostic_masks: one mask per region instead of one per class (section 4.2).
+        conventions:   whose numbers fill what the papers leave open: "detectron2", "mmdet" or
+                       "torchvision"; weights need those of their origin.
+        anchor_sizes:  square roots of the anchor areas, pixels. "fpn": one per level from stride 4
+                       on, four or five; else all on the one level.
+        anchor_ratios: height / width of the anchors.
+        pre_nms:       candidates per level before the suppression (training, inference).
+        proposals:     regions per image after it (training, inference). Section 3.1.
+        regions_per_image: drawn for the heads while training. 512 with FPN, section 3.1.
+        score_thresh:  a detection must score more than this, 0..1.
+        iou_thresh:    of the suppression within each class, 0..1.
+        detections_per_image: most detections per image, all classes together. Section 3.1.
+
+    Source:  He et al., "Mask R-CNN" (arXiv:1703.06870), the defaults ResNet-50-FPN.
+    """
+
+    num_classes: int = 80
+    in_channels: int = 3
+    backbone: str = "resnet50"
+    backbone_norm: str = "frozen"
+    backbone_style: str | None = None
+    neck: Literal["fpn", "c4", "dc5"] = "fpn"
+    channels: int = 256
+    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    head_norm: Literal["batch", "group", "sync"] | None = None
+    rpn_convs: int = 1
+    class_agnostic_masks: bool = False
+    conventions: Origin = "detectron2"
+    anchor_sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    pre_nms: tuple[int, int] = (2000, 1000)
+    proposals: tuple[int, int] = (1000, 1000)
+    regions_per_image: int = 512
+    score_thresh: float = 0.05
+    iou_thresh: float = 0.5
+    detections_per_image: int = 100
+
+    def __post_init__(self) -> None:
+        for key in ("anchor_sizes", "anchor_ratios", "pre_nms", "proposals"):
+            object.__setattr__(self, key, tuple(getattr(self, key)))  # JSON brings lists
+        for key, allowed in (
+            ("neck", ("fpn", "c4", "dc5")),
+            ("box_head", ("2fc", "4conv1fc")),
+            ("conventions", get_args(Origin)),
+        ):
+            if getattr(self, key) not in allowed:
+                raise UsageError(
+                    f"mask_rcnn has no {key}={getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        if self.neck == "fpn" and len(self.anchor_sizes) not in (4, 5):
+            raise UsageError(
+                f"mask_rcnn with neck='fpn' needs one of anchor_sizes per level: 4 or 5, "
+                f"not {len(self.anchor_sizes)}"
+            )
+        if self.neck == "c4" and self.backbone not in RESNETS:
+            raise UsageError(
+                f"mask_rcnn with neck='c4' runs a ResNet's last stage on regions, which "
+                f"{self.backbone!r} has not; choose one of {', '.join(RESNETS)} or neck='fpn'"
+            )
+
+
+class Raw(NamedTuple):
+    """D detections per image, best first, in network-input pixels; zeros where not valid.
+
+    boxes: [B, D, 4] xyxy. scores: [B, D] in [0, 1]. labels: [B, D] int64. valid: [B, D] bool.
+    mask_logits: [B, D, M, M], of the detection's class inside its box.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    mask_logits: Tensor
+
+
+class MaskRCNN(nn.Module):
+    """Faster R-CNN with a third branch that predicts a mask inside each region.
+
+    Three decisions carry it: regions are sampled without rounding (RoIAlign), every class has its
+    own sigmoid mask, and the box branch alone says which class it is.
+
+    Args:
+        cfg: the variant.
+
+    Source:  He et al., "Mask R-CNN", ICCV 2017 (arXiv:1703.06870).
+    """
+
+    CLASS_ROWS: ClassVar[dict[str, int]] = {
+        "box_head.classify": 1,
+        "box_head.regress": 4,
+        "mask_head.class_logits": 1,
+    }
+
+    def __init__(self, cfg: MaskRCNNConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        rules = CONVENTIONS[cfg.conventions]
+        self.backbone = _backbone(cfg)
+        strides = cast("tuple[int, ...]", self.backbone.strides)
+        widths = cast("tuple[int, ...]", self.backbone.channels)
+        if cfg.neck == "fpn":
+            self.neck = FPN(widths, cfg.channels, norm=cfg.head_norm)
+            width, sizes = cfg.channels, tuple((size,) for size in cfg.anchor_sizes)
+        else:
+            self.neck = nn.Identity()
+            width, sizes = widths[-1], (cfg.anchor_sizes,)
+        anchors = AnchorGrid(
+            sizes=sizes,
+            ratios=cfg.anchor_ratios,
+            strides=(*strides, 2 * strides[-1])[: len(sizes)],
+            conventions=rules,
+        )
+        self.rpn = RPN(
+            width,
+            anchors,
+            rules,
+            convs=cfg.rpn_convs,
+            pre_nms=cfg.pre_nms,
+            post_nms=cfg.proposals,
+        )
+        self.box_pool = RegionPool(
+            side=14 if cfg.neck == "c4" else 7, strides=strides, conventions=rules
+        )
+        self.mask_pool = RegionPool(side=14, strides=strides, conventions=rules)
+        self.region_stage, width = _region_stage(cfg, width)
+        self.box_head = BoxHead(
+            _trunk(cfg, width),
+            cfg.num_classes,
+            rules,
+            score_thresh=cfg.score_thresh,
+            iou_thresh=cfg.iou_thresh,
+            detections=cfg.detections_per_image,
+        )
+        self.mask_head = MaskHead(
+            width,
+            cfg.num_classes,
+            rules,
+            convs=0 if cfg.neck == "c4" else 4,
+            channels=cfg.channels,
+            norm=cfg.head_norm,
+            class_agnostic=cfg.class_agnostic_masks,
+        )
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h_l, w_l] of the first stage, finest first."""
+        return self.neck(self.backbone(images))
+
+    def box_features(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """What the box head sees of regions [R, 5]: [R, C, 7, 7]."""
+        return self.region_stage(self.box_pool(pyramid, rois))
+
+    def mask_features(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
+        """What the mask head sees of regions [R, 5]: [R, C, 14, 14], or 7x7 for "c4"."""
+        return self.region_stage(self.mask_pool(pyramid, rois))
+
+    def forward(self, images: Tensor) -> Raw:
+        """Detect and segment.
+
+        Args:
+            images: [B, C, H, W] normalised.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        pyramid = self.pyramid(images)
+        proposals = self.rpn.decode(self.rpn.predict(pyramid), size)
+        found = self.box_head.decode(self._classify(pyramid, proposals), proposals, size)
+        return Raw(*found, self._segment(pyramid, found))
+
+    def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
+        """The five losses of joint training, all with weight 1.
+
+        Args:
+            images:  [B, C, H, W] normalised.
+            targets: one per image, in pixels of `images`.
+
+        Returns:
+            "rpn_objectness", "rpn_box", "class", "box" and "mask".
+        """
+        size = (images.shape[-2], images.shape[-1])
+        pyramid = self.pyramid(images)
+        maps = self.rpn.predict(pyramid)
+        with torch.no_grad():  # proposals are inputs of stage two, not differentiated through
+            regions = sample_regions(
+                self.rpn.decode(maps, size, contents=[target.size for target in targets]),
+                targets,
+                count=self.cfg.regions_per_image,
+                num_classes=self.cfg.num_classes,
+            )
+        boxes = self.box_head.predict(self.box_features(pyramid, regions.rois))
+        inside = regions.foreground()  # masks are defined for matched regions only
+        masks = self.mask_head.predict(self.mask_features(pyramid, inside.rois))
+        return (
+            self.rpn.loss(maps, size, targets)
+            | self.box_head.loss(boxes, regions)
+            | self.mask_head.loss(masks, inside)
+        )
+
+    @torch.no_grad()
+    def decode(self, raw: Raw, sizes: Sequence[ImageSize]) -> list[InstancePrediction]:
+        """Bring the detections back to the original pictures and paste their masks.
+
+        Args:
+            raw:   of `forward`.
+            sizes: one per image.
+        """
+        predictions: list[InstancePrediction] = []
+        for image, size in enumerate(sizes):
+            valid = raw.valid[image]  # [D]
+            boxes = clip_boxes(raw.boxes[image][valid].float().cpu(), size.content)  # [N, 4]
+            scale_y, scale_x = size.scale_yx
+            boxes = boxes / boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+            boxes = clip_boxes(boxes, size.original)
+            # A box in the padding has lost its area by now.
+            kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)  # [N]
+            logits = raw.mask_logits[image][valid].float().cpu()[kept]
+            predictions.append(
+                InstancePrediction(
+                    boxes=boxes[kept],
+                    labels=raw.labels[image][valid].cpu()[kept],
+                    scores=raw.scores[image][valid].float().cpu()[kept],
+                    masks=self.mask_head.decode(logits, boxes[kept], size.original),
+                )
+            )
+        return predictions
+
+    def _classify(self, pyramid: Sequence[Tensor], proposals: Proposals) -> BoxOutput:
+        """Box predictions of all B * N proposals."""
+        rois = _as_rois(proposals.boxes)  # [B * N, 5]
+
+        def run(index: Tensor) -> Tensor:
+            return torch.cat(self.box_head.predict(self.box_features(pyramid, rois[index])), dim=1)
+
+        rows = _on_valid(proposals.valid.flatten(), run)  # [B * N, K + 1 + 4K]
+        split = self.cfg.num_classes + 1
+        return BoxOutput(rows[:, :split], rows[:, split:])
+
+    def _segment(self, pyramid: Sequence[Tensor], found: Detections) -> Tensor:
+        """Mask logits of the detections' classes, [B, D, M, M]."""
+        rois, labels = _as_rois(found.boxes), found.labels.flatten()
+
+        def run(index: Tensor) -> Tensor:
+            logits = self.mask_head.predict(self.mask_features(pyramid, rois[index]))
+            return self.mask_head.of_class(logits, labels[index])
+
+        return _on_valid(found.valid.flatten(), run).unflatten(0, found.labels.shape)
+
+
+def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
+    levels = {"fpn": (2, 3, 4, 5), "c4": (4,), "dc5": (5,)}[cfg.neck]
+    knobs: dict[str, Any] = {}
+    if cfg.neck == "dc5" and cfg.backbone in RESNETS:
+        knobs["contract_dilation"] = False  # every 3x3 of layer4 is dilated (detectron2, mmdet)
+    return build_backbone(
+        cfg.backbone,
+        in_channels=cfg.in_channels,
+        output_stride=16 if cfg.neck == "dc5" else 32,
+        levels=levels,
+        norm=cfg.backbone_norm,
+        style=cfg.backbone_style,
+        **knobs,
+    )
+
+
+def _region_stage(cfg: MaskRCNNConfig, channels: int) -> tuple[nn.Module, int]:
+    """What runs on pooled features before the heads, and the channels that it gives."""
+    if cfg.neck != "c4":
+        return nn.Identity(), channels
+    style = STYLES[cfg.backbone_style or "pytorch"]
+    knobs = {key: style[key] for key in ("stride_in_1x1", "avg_down") if key in style}
+    return make_stage(cfg.backbone, 4, norm=cfg.backbone_norm, **knobs), 2 * channels
+
+
+def _trunk(cfg: MaskRCNNConfig, channels: int) -> ConvTrunk | MeanTrunk:
+    if cfg.neck == "c4":
+        return MeanTrunk(channels)
+    with_convs = cfg.box_head == "4conv1fc"
+    return ConvTrunk(
+        channels,
+        7,
+        convs=4 if with_convs else 0,
+        fcs=1 if with_convs else 2,
+        channels=cfg.channels,
+        out_features=4 * cfg.channels,
+        norm=cfg.head_norm,
+    )
+
+
+def _as_rois(boxes: Tensor) -> Tensor:
+    """Boxes [B, N, 4] with the index of their image in front: [B * N, 5]."""
+    batch, count = boxes.shape[:2]
+    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)
+    image = image[:, None, None].expand(-1, count, 1)  # [B, N, 1]
+    return torch.cat([image, boxes], dim=2).flatten(0, 1)
+
+
+def _on_valid(valid: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute rows only where they count; an exported graph computes all, for its fixed sizes.
+
+    Args:
+        valid: [R] bool.
+        run:   positions [S] int64 → rows [S, ...].
+
+    Returns:
+        [R, ...], zeros (when exported: anything) where not valid.
+    """
+    if torch.compiler.is_exporting():
+        return run(torch.arange(len(valid), device=valid.device))
+    index = valid.nonzero()[:, 0]
+    # One row at least, to learn the shape.
+    index = index if len(index) else index.new_zeros(1)
+    rows = torch.cat([run(part) for part in index.split(REGIONS_AT_ONCE)])
+    return rows.new_zeros(len(valid), *rows.shape[1:]).index_copy(0, index, rows)
