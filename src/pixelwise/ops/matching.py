@@ -1,0 +1,50 @@
+"""Assignment of anchors or proposals to ground truth by overlap."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BACKGROUND = -1
+IGNORED = -2
+
+
+def match_boxes(
+    iou: Tensor,
+    *,
+    high: float,
+    low: float,
+    allow_low_quality: bool = False,
+    min_low_quality: float = 0.0,
+) -> Tensor:
+    """Assign every anchor the ground truth it overlaps most, background, or nothing.
+
+    Invariant: with `allow_low_quality`, every ground truth that any anchor overlaps (by
+    `min_low_quality` at least) makes all of its best anchors positive, ties included. Such an
+    anchor is positive for the ground truth that *it* overlaps most, which may be another one.
+
+    Args:
+        iou:               [N, A] overlaps of N ground truths with A anchors.
+        high:              positive from here on.
+        low:               background below; between the two an anchor is ignored.
+        allow_low_quality: also take the best anchors of each ground truth (RPN).
+        min_low_quality:   their smallest IoU (MMDetection 0.3, torchvision and Detectron2 0).
+
+    Returns:
+        [A] int64: the ground truth's index, -1 background, -2 ignored.
+
+    Source:  Faster R-CNN (arXiv:1506.01497), section 3.1.2.
+    Differs: a ground truth that overlaps no anchor at all takes none; torchvision and Detectron2
+        make every anchor positive that has IoU 0 with it.
+    """
+    if iou.shape[0] == 0:
+        return iou.new_full((iou.shape[1],), BACKGROUND, dtype=torch.int64)  # [A]
+    best, matches = iou.max(dim=0)  # [A]
+    kept = matches
+    matches = torch.where(best < high, IGNORED, matches)
+    matches = torch.where(best < low, BACKGROUND, matches)
+    if allow_low_quality and iou.shape[1]:
+        top = iou.max(dim=1, keepdim=True).values  # [N, 1]
+        wanted = (iou == top) & (top > 0) & (top >= min_low_quality)  # [N, A]
+        matches = torch.where(wanted.any(dim=0), kept, matches)
+    return matches

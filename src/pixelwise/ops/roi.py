@@ -1,0 +1,156 @@
+"""Features of regions: level assignment, RoIAlign, RoIPool.
+
+A region (RoI) is a row (image index, x1, y1, x2, y2) in pixels of the network input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor
+
+from pixelwise.types import Size
+
+LevelRule = Literal["torchvision", "mmdet", "detectron2"]
+
+# A box of 224 px, the side of an ImageNet picture, belongs to level 4.
+_CANONICAL_SIDE_PX = 224
+_CANONICAL_LEVEL = 4
+
+
+def rois_of(boxes: Sequence[Tensor]) -> Tensor:
+    """Put the boxes of several images into one table of regions.
+
+    Args:
+        boxes: per image [N_i, 4] xyxy in pixels.
+
+    Returns:
+        [R, 5] image index and box, image after image.
+    """
+    rows = [torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)]
+    return torch.cat(rows)  # [R, 5]
+
+
+def assign_levels(
+    boxes: Tensor, *, finest: int = 2, coarsest: int = 5, rule: LevelRule = "detectron2"
+) -> Tensor:
+    """Choose the pyramid level whose stride suits the size of each box.
+
+    The rules differ only in where a tiny number guards against rounding, so only for boxes exactly
+    on a boundary, such as 112 or 448 px squares; a checkpoint wants its own.
+
+    Args:
+        boxes:    [R, 4] xyxy in pixels of the network input.
+        finest:   level number of the finest map (2 is stride 4).
+        coarsest: level number of the coarsest map.
+        rule:     whose rounding.
+
+    Returns:
+        [R] int64 level numbers, finest..coarsest.
+
+    Source: FPN (arXiv:1612.03144), section 4.2, eq. 1.
+    """
+    extent = (boxes[:, 2:] - boxes[:, :2]).float().clamp(min=0)  # [R, 2]
+    side = extent.prod(dim=1).sqrt()  # [R]
+    if rule == "torchvision":
+        level = _CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX) + 1e-6
+    elif rule == "mmdet":
+        finest_side = _CANONICAL_SIDE_PX / 2 ** (_CANONICAL_LEVEL - finest)
+        level = finest + torch.log2(side / finest_side + 1e-6)
+    else:
+        level = _CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX + 1e-8)
+    return level.floor().clamp(finest, coarsest).to(torch.int64)
+
+
+def roi_align(
+    features: Tensor, rois: Tensor, side: int | Size, *, scale: float, sampling: int, aligned: bool
+) -> Tensor:
+    """Average bilinear samples of a feature map over a grid of bins, without rounding coordinates.
+
+    Args:
+        features: [B, C, h, w].
+        rois:     [R, 5] image index and box in pixels of the network input.
+        side:     bins per side, or (rows, columns).
+        scale:    feature cells per input pixel.
+        sampling: samples per bin and axis; 0 takes as many as the bin has cells, rounded up.
+        aligned:  True puts cell centres at half pixels (Detectron2, MMDetection); False is the
+            first definition (torchvision, Detectron): half a cell off, regions at least one cell.
+
+    Returns:
+        [R, C, side, side] in the order of the regions.
+
+    Source: Mask R-CNN (arXiv:1703.06870), section 3.
+    """
+    return torchvision.ops.roi_align(
+        features, rois.to(features.dtype), side, scale, sampling, aligned
+    )
+
+
+def roi_pool(features: Tensor, rois: Tensor, side: int | Size, *, scale: float) -> Tensor:
+    """Take the largest feature of every bin, with corners rounded to whole cells.
+
+    Args:
+        features: [B, C, h, w].
+        rois:     [R, 5] image index and box in pixels of the network input.
+        side:     bins per side, or (rows, columns).
+        scale:    feature cells per input pixel.
+
+    Returns:
+        [R, C, side, side] in the order of the regions.
+
+    Source: Fast R-CNN (arXiv:1504.08083), section 2.1.
+    """
+    return torchvision.ops.roi_pool(features, rois.to(features.dtype), side, scale)
+
+
+def pool_levels(
+    pyramid: Sequence[Tensor],
+    rois: Tensor,
+    side: int | Size,
+    *,
+    strides: Sequence[int],
+    sampling: int,
+    aligned: bool,
+    rule: LevelRule = "detectron2",
+) -> Tensor:
+    """RoIAlign each region on the level that suits its size.
+
+    Args:
+        pyramid:  per level [B, C, h, w], finest first.
+        rois:     [R, 5] image index and box in pixels of the network input; R may be 0.
+        side:     bins per side, or (rows, columns).
+        strides:  input pixels per cell of each level, doubling from level to level.
+        sampling: samples per bin and axis, 0 for as many as cells.
+        aligned:  see `roi_align`.
+        rule:     see `assign_levels`.
+
+    Returns:
+        [R, C, side, side] in the order of the regions.
+    """
+    scales = [1 / s for s in strides]
+    if len(pyramid) == 1:
+        (only,) = pyramid
+        return roi_align(only, rois, side, scale=scales[0], sampling=sampling, aligned=aligned)
+    finest = int(math.log2(strides[0]))
+    coarsest = finest + len(pyramid) - 1
+    level = assign_levels(rois[:, 1:], finest=finest, coarsest=coarsest, rule=rule) - finest  # [R]
+    if torch.compiler.is_compiling():
+        # A graph of fixed shapes cannot divide the regions: every level pools all of them.
+        pooled = [
+            roi_align(f, rois, side, scale=s, sampling=sampling, aligned=aligned)
+            for f, s in zip(pyramid, scales, strict=True)
+        ]
+        result = pooled[0]  # [R, C, side, side]
+        for i, values in enumerate(pooled[1:], 1):
+            result = torch.where((level == i)[:, None, None, None], values, result)
+        return result
+    members = [(level == i).nonzero()[:, 0] for i in range(len(pyramid))]
+    parts = [
+        roi_align(f, rois[m], side, scale=s, sampling=sampling, aligned=aligned)
+        for f, s, m in zip(pyramid, scales, members, strict=True)
+    ]
+    return torch.cat(parts)[torch.cat(members).argsort()]  # [R, C, side, side]

@@ -1,0 +1,42 @@
+"""Random choice of the anchors or proposals that a loss is computed on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+
+def sample_balanced(
+    matches: Tensor,
+    *,
+    count: int,
+    positive_frac: float,
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw positives up to a share of the count, and fill up with background.
+
+    Args:
+        matches:       [A] int64 from `match_boxes`: >= 0 positive, -1 background, else ignored.
+        count:         how many to draw altogether, where there are enough.
+        positive_frac: largest share of positives, in [0, 1].
+        generator:     source of randomness; on any device, the result is on that of `matches`.
+
+    Returns:
+        positive and background positions, int64, ascending, without repetition.
+
+    Source: Fast R-CNN (arXiv:1504.08083), section 2.3.
+    """
+    positive = (matches >= 0).nonzero()[:, 0]
+    background = (matches == -1).nonzero()[:, 0]
+    num_positive = min(len(positive), int(count * positive_frac))
+    num_background = min(len(background), count - num_positive)
+    return (
+        _draw(positive, num_positive, generator),
+        _draw(background, num_background, generator),
+    )
+
+
+def _draw(index: Tensor, count: int, generator: Generator | None) -> Tensor:
+    device = index.device if generator is None else generator.device
+    order = torch.randperm(len(index), generator=generator, device=device)[:count]
+    return index[order.to(index.device).sort().values]
