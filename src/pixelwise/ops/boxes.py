@@ -133,15 +133,15 @@ def decode_boxes(
     lowest = -max_log_scale if clamp_both else None
     x, y, w, h = (v.unsqueeze(-1) for v in _centres(references, plus_one))  # [..., 1] each
     centre_x, centre_y = dx * w + x, dy * h + y
-    half_w = 0.5 * w * dw.clamp(lowest, max_log_scale).exp()
-    half_h = 0.5 * h * dh.clamp(lowest, max_log_scale).exp()
     one = 1 if plus_one else 0
+    half_w = 0.5 * (w * dw.clamp(lowest, max_log_scale).exp() - one)
+    half_h = 0.5 * (h * dh.clamp(lowest, max_log_scale).exp() - one)
     boxes = torch.stack(
         [
             centre_x - half_w,
             centre_y - half_h,
-            centre_x + half_w - one,
-            centre_y + half_h - one,
+            centre_x + half_w,
+            centre_y + half_h,
         ],
         dim=-1,
     )  # [..., k, 4]
@@ -188,4 +188,4 @@ def _centres(boxes: Tensor, plus_one: bool) -> tuple[Tensor, Tensor, Tensor, Ten
     """Centre x, centre y, width, height; [...] each."""
     one = 1 if plus_one else 0
     w, h = boxes[..., 2] - boxes[..., 0] + one, boxes[..., 3] - boxes[..., 1] + one
-    return boxes[..., 0] + 0.5 * w, boxes[..., 1] + 0.5 * h, w, h
+    return boxes[..., 0] + 0.5 * (w - one), boxes[..., 1] + 0.5 * (h - one), w, h

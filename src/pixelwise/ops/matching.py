@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,13 @@ def match_boxes(
     low: float,
     allow_low_quality: bool = False,
     min_low_quality: float = 0.0,
+    low_quality_to: Literal["most", "last"] = "most",
 ) -> Tensor:
     """Assign every anchor the ground truth it overlaps most, background, or nothing.
 
     Invariant: with `allow_low_quality`, every ground truth that any anchor overlaps (by
-    `min_low_quality` at least) makes all of its best anchors positive, ties included. Such an
-    anchor is positive for the ground truth that *it* overlaps most, which may be another one.
+    `min_low_quality` at least) makes all of its best anchors positive, ties included; though not
+    always for itself, see `low_quality_to`.
 
     Args:
         iou:               [N, A] overlaps of N ground truths with A anchors.
@@ -29,6 +32,8 @@ def match_boxes(
         low:               background below; between the two an anchor is ignored.
         allow_low_quality: also take the best anchors of each ground truth (RPN).
         min_low_quality:   their smallest IoU (MMDetection 0.3, torchvision and Detectron2 0).
+        low_quality_to:    whose they are: "most", of the ground truth that the anchor overlaps most
+            (torchvision, Detectron2); "last", of the last one it is a best anchor of (MMDetection).
 
     Returns:
         [A] int64: the ground truth's index, -1 background, -2 ignored.
@@ -46,5 +51,7 @@ def match_boxes(
     if allow_low_quality and iou.shape[1]:
         top = iou.max(dim=1, keepdim=True).values  # [N, 1]
         wanted = (iou == top) & (top > 0) & (top >= min_low_quality)  # [N, A]
+        if low_quality_to == "last":
+            kept = len(iou) - 1 - wanted.flip(0).to(torch.uint8).argmax(dim=0)  # [A]
         matches = torch.where(wanted.any(dim=0), kept, matches)
     return matches

@@ -51,8 +51,8 @@ def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
     which keeps the coordinates, and with them the rounding, a factor sqrt(groups) smaller than a
     row of cells would: with 80 classes and 3000 px at most 0.001 px.
     """
-    cell = (boxes.amax() - boxes.amin()).ceil() + 1
-    side = (groups.amax() + 1).to(boxes.dtype).sqrt().ceil()
+    cell = (boxes.max() - boxes.min()).ceil() + 1
+    side = (groups.max() + 1).to(boxes.dtype).sqrt().ceil()
     row, column = torch.div(groups, side, rounding_mode="floor"), groups % side
     shift = torch.stack([column, row], dim=-1) - torch.div(side, 2, rounding_mode="floor")
     return boxes + (shift * cell).repeat(1, 2)

@@ -1,0 +1,112 @@
+"""Greedy NMS: equal to torchvision, to a loop, and to itself after export."""
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pixelwise.ops.boxes import pairwise_iou
+from pixelwise.ops.suppress import greedy_nms
+from tests.fixtures import fixture_params, load_fixture
+
+
+def crowd(n: int, seed: int, extent: float = 60.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes that overlap a lot, scores with ties, five groups."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=g) * extent
+    boxes = torch.cat([corner, corner + 5 + torch.rand(n, 2, generator=g) * extent / 2], 1)
+    scores = torch.randint(0, max(2, n // 2), (n,), generator=g) / max(1, n)
+    return boxes, scores, torch.randint(0, 5, (n,), generator=g)
+
+
+def slow_nms(boxes: Tensor, scores: Tensor, groups: Tensor, thresh: float) -> list[bool]:
+    iou = pairwise_iou(boxes, boxes)
+    order = sorted(range(len(boxes)), key=lambda i: (-scores[i].item(), i))
+    keep: list[int] = []
+    for i in order:
+        if all(groups[i] != groups[j] or iou[i, j] <= thresh for j in keep):
+            keep.append(i)
+    return [i in keep for i in range(len(boxes))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 10_000), st.sampled_from([0.0, 0.3, 0.5, 0.7]))
+def test_equals_a_loop_and_torchvision(n: int, seed: int, thresh: float) -> None:
+    boxes, scores, groups = crowd(n, seed)
+    keep = greedy_nms(boxes, scores, groups, iou_thresh=thresh)
+    assert keep.tolist() == slow_nms(boxes, scores, groups, thresh)
+    alone = greedy_nms(boxes, scores, None, iou_thresh=thresh)
+    theirs = torchvision.ops.nms(boxes, scores, thresh)
+    assert alone.nonzero()[:, 0].tolist() == theirs.sort().values.tolist()
+
+
+def test_threshold_is_strict_and_ties_rank_by_position() -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 1], [0, 0, 2, 1]])  # IoU 1/3 and 1
+    scores = torch.tensor([0.5, 0.5, 0.5])
+    third = pairwise_iou(boxes[:1], boxes[1:2]).item()
+    assert greedy_nms(boxes, scores, None, iou_thresh=third).tolist() == [True, True, False]
+    assert greedy_nms(boxes, scores, None, iou_thresh=0.33).tolist() == [True, False, False]
+
+
+def test_groups_never_mix_however_far_out() -> None:
+    """Moving groups apart in float32 would round these boxes; here nothing moves."""
+    boxes, scores, _ = crowd(60, 3)
+    groups = torch.arange(60) % 3 * 1_000_000
+    far = boxes + 30_000
+    keep = greedy_nms(far, scores, groups, iou_thresh=0.5)
+    assert keep.tolist() == slow_nms(far, scores, groups, 0.5)
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_nms*"))
+def test_parity(path: object) -> None:
+    fixture = load_fixture(path)
+    boxes, scores = fixture.tensor("boxes"), fixture.tensor("scores")
+    keys = [k for k in fixture.arrays if k.startswith(("nms_", "batched_"))]
+    assert keys
+    for key in keys:
+        kind, tenths = key.rsplit("_", 1)
+        groups = fixture.tensor("labels") if kind == "batched" else None
+        keep = greedy_nms(boxes, scores, groups, iou_thresh=int(tenths) / 10)
+        assert keep.nonzero()[:, 0].tolist() == sorted(fixture.arrays[key].tolist()), key
+
+
+class Suppress(nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        keep = greedy_nms(boxes, scores, groups, iou_thresh=0.5)
+        alone = greedy_nms(boxes, scores, None, iou_thresh=0.5)
+        return torch.where(keep, scores, -1.0).topk(4).values, alone
+
+
+def expected(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return Suppress()(*inputs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_export(dynamic: bool) -> None:
+    n = torch.export.Dim("n", min=4, max=500)
+    shapes = ({0: n}, {0: n}, {0: n}) if dynamic else None
+    program = torch.export.export(Suppress(), crowd(40, 0, 900.0), dynamic_shapes=shapes).module()
+    for seed, count in enumerate((40, 73) if dynamic else (40, 40)):
+        inputs = crowd(count, seed, 900.0)
+        for ours, theirs in zip(program(*inputs), expected(inputs), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_onnx_export(dynamic: bool, tmp_path: object) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    n = torch.export.Dim("n", min=4, max=500)
+    shapes = ({0: n}, {0: n}, {0: n}) if dynamic else None
+    program = torch.onnx.export(
+        Suppress().eval(), crowd(40, 0, 900.0), dynamo=True, dynamic_shapes=shapes, verbose=False
+    )
+    program.save(tmp_path / "nms.onnx")
+    session = runtime.InferenceSession(tmp_path / "nms.onnx")
+    for seed, count in enumerate((40, 73) if dynamic else (40, 40)):
+        inputs = crowd(count, seed, 900.0)
+        feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+        for ours, theirs in zip(session.run(None, feeds), expected(inputs), strict=True):
+            assert torch.equal(torch.from_numpy(ours), theirs)
