@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         raise ModelError(f"{path}: no such file; give the path of a checkpoint")
     try:
         if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
+            content: Any = cast("Any", safetensors.torch).load_file(path)
         elif path.suffix == ".pkl":
             content = _read_plain_pickle(path)
         else:
@@ -94,8 +94,7 @@ def _read_torch(path: Path) -> Any:
     for _ in range(_MAX_UNKNOWN):
         try:
             with torch.serialization.safe_globals(stand_ins):
-                content: Any = torch.load(path, map_location="cpu", weights_only=True)
-                return content
+                return cast("Any", torch).load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             found = _UNKNOWN_GLOBAL.search(str(error))
             if found is None or any(name == found[1] for _, name in stand_ins):
@@ -151,7 +150,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _read_plain_pickle(path: Path) -> Any:
     with path.open("rb") as file:
-        return _ArrayUnpickler(io.BytesIO(file.read()), encoding="latin1").load()
+        unpickler = _ArrayUnpickler(io.BytesIO(file.read()), encoding="latin1")
+        return cast("Any", unpickler).load()
 
 
 def _first_line(error: Exception) -> str:

@@ -242,7 +242,11 @@ class _Problems:
 
 
 def translate(
-    rules: Sequence[Rule], source: Mapping[str, Tensor], destination: Mapping[str, Tensor]
+    rules: Sequence[Rule],
+    source: Mapping[str, Tensor],
+    destination: Mapping[str, Tensor],
+    *,
+    partial: bool = False,
 ) -> Translation:
     """Translate a state dict; every key on both sides must be accounted for.
 
@@ -250,6 +254,8 @@ def translate(
         rules:       of the origin.
         source:      the other project's state dict.
         destination: the state dict of the network to fill; only its keys and shapes are read.
+        partial:     the destination is a part of what the source holds (a backbone without its
+            classifier or last stages): tensors that lead to no key of it are left out.
 
     Returns:
         The translated state, ready for `load_state_dict(strict=True)`.
@@ -271,7 +277,12 @@ def translate(
             result.dropped[key] = rule.reason
             continue
         for target, tensor in _moved(rule, match, value):
-            _place(target, tensor, key, destination=destination, result=result, problems=problems)
+            if partial and target not in destination:
+                result.dropped[key] = "not part of the network to fill"
+            else:
+                _place(
+                    target, tensor, key, destination=destination, result=result, problems=problems
+                )
     for key, value in destination.items():
         if key not in result.state:
             if key.endswith(_COUNTER):

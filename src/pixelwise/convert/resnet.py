@@ -1,0 +1,147 @@
+"""ResNet keys of other projects, and what their shapes tell; shared by the systems' tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from pixelwise.convert.rules import Drop, Rename, Rule
+from pixelwise.errors import ConversionError
+from pixelwise.nn.backbones.resnet import RESNETS
+
+Stem = Literal["plain", "sequence", "timm_deep"]
+_CLASSIFIER = Drop(r"fc\.", "classifier of ImageNet")
+_MOST_BLOCKS = 36  # of ResNet-152's third stage
+
+
+def torchvision_rules(
+    *, stem: Stem = "plain", stem_name: str = "stem", avg_down: bool = False
+) -> list[Rule]:
+    r"""Rules for torchvision's naming, which mmseg, mmdet, timm, smp and semseg share.
+
+    Args:
+        stem:      "plain": `conv1`, `bn1`; "sequence": three convolutions, norms and ReLUs as one
+                   sequence under `stem_name`; "timm_deep": `conv1.0` … `conv1.6`, then `bn1`.
+        stem_name: of the sequence: "stem" (mmseg), "layer0" (semseg).
+        avg_down:  the shortcut starts with a pool, so its convolution is number 1.
+    """
+    conv, norm = (1, 2) if avg_down else (0, 1)
+    return [
+        *_stem_rules(stem, stem_name),
+        Rename(r"layer(\d)\.(\d+)\.conv(\d)\.", r"layer\1.\2.conv\3."),
+        Rename(r"layer(\d)\.(\d+)\.bn(\d)\.", r"layer\1.\2.norm\3."),
+        Rename(rf"layer(\d)\.(\d+)\.downsample\.{conv}\.", r"layer\1.\2.shortcut.conv."),
+        Rename(rf"layer(\d)\.(\d+)\.downsample\.{norm}\.", r"layer\1.\2.shortcut.norm."),
+        _CLASSIFIER,
+    ]
+
+
+def _stem_rules(stem: Stem, name: str) -> list[Rule]:
+    if stem == "plain":
+        return [
+            Rename(r"conv1\.weight$", "stem.0.conv.weight"),
+            Rename(r"bn1\.", "stem.0.norm."),
+        ]
+    if stem == "sequence":
+        return [
+            rule
+            for i in range(3)
+            for rule in (
+                Rename(rf"{name}\.{3 * i}\.", f"stem.{i}.conv."),
+                Rename(rf"{name}\.{3 * i + 1}\.", f"stem.{i}.norm."),
+            )
+        ]
+    return [
+        Rename(r"conv1\.0\.", "stem.0.conv."),
+        Rename(r"conv1\.1\.", "stem.0.norm."),
+        Rename(r"conv1\.3\.", "stem.1.conv."),
+        Rename(r"conv1\.4\.", "stem.1.norm."),
+        Rename(r"conv1\.6\.", "stem.2.conv."),
+        Rename(r"bn1\.", "stem.2.norm."),
+    ]
+
+
+def detectron2_rules() -> list[Rule]:
+    """Rules for detectron2's naming: stages `res2` … `res5`, each norm inside its convolution."""
+    rules: list[Rule] = [
+        Rename(r"stem\.conv1\.weight$", "stem.0.conv.weight"),
+        Rename(r"stem\.conv1\.norm\.", "stem.0.norm."),
+    ]
+    for stage in (1, 2, 3, 4):
+        source, ours = rf"res{stage + 1}\.(\d+)\.", rf"layer{stage}.\1."
+        rules += [
+            Rename(source + r"conv(\d)\.weight$", ours + r"conv\2.weight"),
+            Rename(source + r"conv(\d)\.norm\.", ours + r"norm\2."),
+            Rename(source + r"shortcut\.weight$", ours + "shortcut.conv.weight"),
+            Rename(source + r"shortcut\.norm\.", ours + "shortcut.norm."),
+        ]
+    return rules
+
+
+def deeplab_pytorch_rules() -> list[Rule]:
+    """Rules for kazuto1011/deeplab-pytorch's naming: stages `layer2` …, blocks counted from 1."""
+    rules: list[Rule] = [
+        Rename(r"layer1\.conv1\.conv\.", "stem.0.conv."),
+        Rename(r"layer1\.conv1\.bn\.", "stem.0.norm."),
+    ]
+    parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
+    for stage in (1, 2, 3, 4):
+        for block in range(_MOST_BLOCKS):
+            source, ours = rf"layer{stage + 1}\.block{block + 1}\.", f"layer{stage}.{block}."
+            for name, number in parts.items():
+                rules += [
+                    Rename(source + rf"{name}\.conv\.", f"{ours}conv{number}."),
+                    Rename(source + rf"{name}\.bn\.", f"{ours}norm{number}."),
+                ]
+            rules += [
+                Rename(source + r"shortcut\.conv\.", ours + "shortcut.conv."),
+                Rename(source + r"shortcut\.bn\.", ours + "shortcut.norm."),
+            ]
+    return rules
+
+
+def infer_resnet(
+    state: Mapping[str, Tensor], prefix: str = "", *, stage: str = r"layer(\d)", first: int = 1
+) -> str:
+    r"""Which ResNet a state dict holds, from block counts and shapes; missing last stages are fine.
+
+    Args:
+        state:  the source's state dict.
+        prefix: literal prefix of the backbone's keys.
+        stage:  pattern of a stage's name with its number as the group; detectron2's is r"res(\d)".
+        first:  number of the first stage; detectron2's is 2.
+
+    Raises:
+        ConversionError: no ResNet that we know; the message holds the counts.
+    """
+    pattern = re.compile(re.escape(prefix) + stage + r"\.(\d+)\.conv(\d)\.weight$")
+    counts: dict[int, int] = {}
+    convs, inner, per_group = 0, 0, 1
+    for key, value in state.items():
+        if match := pattern.match(key):
+            number, block, conv = (int(g) for g in match.groups())
+            counts[number] = max(counts.get(number, 0), block + 1)
+            convs = max(convs, conv)
+            if (number, block, conv) == (first, 0, 2):
+                inner, per_group = value.shape[0], value.shape[1]
+    blocks = tuple(counts[n] for n in sorted(counts))
+    groups = inner // per_group
+    for name, depth in RESNETS.items():
+        same = depth.blocks[: len(blocks)] == blocks and depth.bottleneck == (convs == 3)
+        # A truncated network is the shallowest that begins like it: the first one in the table.
+        if blocks and same and (depth.groups, depth.groups * depth.group_width) == (groups, inner):
+            return name
+    raise ConversionError(
+        f"no known ResNet under {prefix!r}: blocks {blocks}, {convs} convolutions per block, "
+        f"{groups} groups, inner width {inner}; known are {', '.join(RESNETS)}"
+    )
+
+
+def infer_stem(state: Mapping[str, Tensor], prefix: str = "") -> str:
+    """The style of `STYLES` that mmseg's and mmdet's "pytorch" ResNets have: plain, V1c or V1d."""
+    if f"{prefix}stem.0.weight" not in state:
+        return "pytorch"
+    return "v1d" if f"{prefix}layer1.0.downsample.2.weight" in state else "v1c"
