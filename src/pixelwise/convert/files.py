@@ -107,7 +107,7 @@ def _stand_in(name: str) -> type:
     """A class that takes any arguments and any state and keeps none of them."""
     module, _, qualified = name.rpartition(".")
 
-    def make(cls: type, *_: Any, **__: Any) -> Any:
+    def make(cls: type[object], *_: Any, **__: Any) -> object:
         return object.__new__(cls)
 
     def ignore(*_: Any, **__: Any) -> None:
