@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -40,7 +40,7 @@ class AveragedWeights:
                 mine.copy_(value)
 
     @contextmanager
-    def applied(self, system: nn.Module) -> Iterator[None]:
+    def applied(self, system: nn.Module) -> Generator[None]:
         """The system with averaged weights inside the block, with its own again after it."""
         own = {name: value.clone() for name, value in _tensors(system).items()}
         _assign(system, self.average)

@@ -1,0 +1,327 @@
+"""Checkpoints: safetensors whose header says everything that is needed to use the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NotRequired, Required, TypedDict, Unpack, cast
+
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pixelwise import __version__, atomic
+from pixelwise.errors import ModelError, UsageError
+from pixelwise.spec import InputSpec, Task
+from pixelwise.systems import SYSTEMS, create, find
+
+FORMAT_VERSION = 1
+_NAMES_SHOWN = 8  # class names listed in a message before it ends with "..."
+_HEADER_LIMIT = 100 << 20  # safetensors' own bound on the JSON in front of the tensors
+
+
+class Description(TypedDict):
+    """What a checkpoint says about its weights.
+
+    Args:
+        name:    row of `SYSTEMS`.
+        classes: class names in label order.
+        input:   how pictures are fed.
+        metrics: measured numbers by name.
+        licence: of the weights.
+        recipe:  how they were trained, plain values.
+        colors:  one (r, g, b) per class, 0..255.
+    """
+
+    name: Required[str]
+    classes: Required[Sequence[str]]
+    input: Required[InputSpec]
+    metrics: NotRequired[Mapping[str, float] | None]
+    licence: NotRequired[str]
+    recipe: NotRequired[Mapping[str, Any] | None]
+    colors: NotRequired[Sequence[tuple[int, int, int]] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A system with its weights and what its file says about them.
+
+    Args:
+        system:  the module, in eval mode.
+        name:    row of `SYSTEMS`.
+        classes: class names in label order.
+        input:   how pictures are fed.
+        task:    "semantic" or "instance".
+        metrics: measured numbers by name.
+        header:  everything the file says, colours, licence and recipe included.
+    """
+
+    system: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    input: InputSpec
+    task: Task
+    metrics: dict[str, float]
+    header: dict[str, Any]
+
+
+def save(
+    path: str | Path, system: nn.Module, *, half: bool = False, **about: Unpack[Description]
+) -> None:
+    """Write a system to one safetensors file, all or nothing.
+
+    Args:
+        path:   file to write; its folder exists.
+        system: built from `SYSTEMS`; its config is stored.
+        half:   store floats as fp16 (half the size); values beyond its range stay fp32.
+        about:  see `Description`.
+
+    Raises:
+        OSError: no permission or a full disk; a file that was there is untouched.
+    """
+    header = {
+        "format_version": FORMAT_VERSION,
+        "pixelwise": __version__,
+        "system": about["name"],
+        "task": find(about["name"]).task,
+        "config": asdict(cast("Any", system).cfg),
+        "classes": list(about["classes"]),
+        "colors": [list(c) for c in about.get("colors") or []],
+        "input": about["input"].to_dict(),
+        "metrics": _finite(about.get("metrics") or {}),
+        "licence": about.get("licence", ""),
+        "recipe": about.get("recipe"),
+    }
+    tensors = {
+        name: _shrink(value) if half else value.detach().cpu().contiguous().clone()
+        for name, value in system.state_dict().items()
+    }
+    metadata = {"format": "pixelwise", "header": json.dumps(header)}
+    atomic.write(Path(path), safetensors.torch.save(tensors, metadata))
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu") -> Loaded:
+    """Read a checkpoint of ours; nothing in it is ever executed.
+
+    Args:
+        path:   a file written by `save`.
+        device: where the system goes.
+
+    Raises:
+        ModelError: missing, truncated, not ours, of a newer format, or weights that do not fit.
+    """
+    header, tensors = _read(Path(path))
+    system = create(header["system"], **restore_config(header, path))
+    missing, unexpected = system.load_state_dict(tensors, strict=False)
+    if missing or unexpected:
+        raise ModelError(
+            f"{path}: the weights do not fit {header['system']}: {_few('missing', missing)}"
+            f"{_few('unexpected', unexpected)}the file is damaged or edited"
+        )
+    return Loaded(
+        system=system.eval().to(device),
+        name=header["system"],
+        classes=tuple(header["classes"]),
+        input=InputSpec.from_dict(header["input"]),
+        task=header["task"],
+        metrics=header["metrics"],
+        header=header,
+    )
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint of ours says about itself, without reading the weights.
+
+    Raises:
+        ModelError: missing, truncated, not ours, or of a newer format.
+    """
+    path = Path(path)
+    metadata = _metadata(path)
+    if metadata.get("format") != "pixelwise":
+        raise ModelError(
+            f"{path}: safetensors, but not a pixelwise checkpoint; "
+            "pixelwise.convert.load reads other projects' weights"
+        )
+    header = json.loads(metadata["header"])
+    if header["format_version"] > FORMAT_VERSION:
+        raise ModelError(
+            f"{path}: written by pixelwise {header['pixelwise']}, newer than this one "
+            f"({__version__}); upgrade with pip install -U pixelwise"
+        )
+    if header["system"] not in SYSTEMS:
+        raise ModelError(
+            f"{path}: holds {header['system']!r}, a system this pixelwise ({__version__}) "
+            "does not have; upgrade with pip install -U pixelwise"
+        )
+    return header
+
+
+def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) -> str:
+    """Fill a system with a checkpoint's weights; class rows are matched by class name.
+
+    Args:
+        system:  built for `classes`; otherwise of the checkpoint's architecture. Its `CLASS_ROWS`
+                 say which parameters have rows per class.
+        path:    a file written by `save`.
+        classes: class names of `system`, in label order.
+
+    Returns:
+        One line: how many classes were reused, and which start afresh.
+
+    Raises:
+        ModelError: the checkpoint is of another system or architecture.
+    """
+    header, tensors = _read(Path(path))
+    rows: Mapping[str, int] = getattr(system, "CLASS_ROWS", {})
+    old = header["classes"]
+    own = system.state_dict()
+    _check_same_architecture(header, path, own, tensors, rows)
+    same = list(old) == list(classes)
+    for name, value in own.items():
+        per_class = None if same else _rows_per_class(name, rows)
+        if per_class is None:
+            own[name] = tensors[name]
+        else:
+            own[name] = _match_rows(value, tensors[name], old, classes, per_class)
+    system.load_state_dict(own)
+    return _reuse_line(old, classes)
+
+
+def _match_rows(
+    fresh: Tensor, stored: Tensor, old: Sequence[str], new: Sequence[str], per_class: int
+) -> Tensor:
+    """Rows of known classes from `stored`, the rest from `fresh`.
+
+    Args:
+        fresh:  [len(new) * per_class + rest, ...]; `rest` rows (background) come last.
+        stored: [len(old) * per_class + rest, ...].
+        old:    class names of `stored`.
+        new:    class names of `fresh`.
+        per_class: rows that belong to one class.
+    """
+    rest = len(fresh) - len(new) * per_class
+    if rest < 0 or rest != len(stored) - len(old) * per_class:
+        if fresh.shape != stored.shape:
+            raise ModelError(f"rows of {tuple(stored.shape)} do not fit {tuple(fresh.shape)}")
+        return stored.to(fresh.dtype)  # the same for all classes
+    mixed = fresh.clone()
+    for i, name in enumerate(new):
+        if name in old:
+            j = old.index(name)
+            mixed[i * per_class : (i + 1) * per_class] = stored[
+                j * per_class : (j + 1) * per_class
+            ].to(fresh)
+    if rest:
+        mixed[-rest:] = stored[-rest:].to(fresh)
+    return mixed
+
+
+def _rows_per_class(name: str, rows: Mapping[str, int]) -> int | None:
+    for prefix, count in rows.items():
+        if name == prefix or name.startswith(f"{prefix}."):
+            return count
+    return None
+
+
+def _check_same_architecture(
+    header: Mapping[str, Any],
+    path: str | Path,
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    rows: Mapping[str, int],
+) -> None:
+    different = set(own) ^ set(tensors) | {
+        name
+        for name in set(own) & set(tensors)
+        if own[name].shape[1:] != tensors[name].shape[1:]
+        or (_rows_per_class(name, rows) is None and own[name].shape != tensors[name].shape)
+    }
+    if different:
+        raise ModelError(
+            f"{path}: holds {header['system']} of another architecture than the one being "
+            f"built: {_few('differing weights', sorted(different))}leave model.name and its "
+            "config out of the recipe to take the checkpoint's own"
+        )
+
+
+def _reuse_line(old: Sequence[str], new: Sequence[str]) -> str:
+    reused = [name for name in new if name in old]
+    fresh = [name for name in new if name not in old]
+    line = f"reused {len(reused)} of {len(new)} classes by name"
+    if reused:
+        line += f": {_listed(reused)}"
+    return f"{line}; initialised: {_listed(fresh)}" if fresh else line
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+
+
+def _few(what: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {what} ({_listed(names)}); " if names else ""
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    header = read_header(path)
+    try:
+        return header, safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The header's metadata of a safetensors file, or the reason why there is none."""
+    if path.is_dir():
+        raise ModelError(f"{path}: a folder, not a checkpoint; name the .safetensors file in it")
+    if not path.exists():
+        raise ModelError(f"{path}: no such checkpoint; check the path")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if size < 8:
+        raise ModelError(f"{path}: {size} bytes, truncated or empty; copy or download it again")
+    if start[:2] == b"PK" or start[:1] == b"\x80" or length > _HEADER_LIMIT:
+        raise ModelError(
+            f"{path}: not a pixelwise checkpoint; other projects' weights are read by "
+            "pixelwise.convert.load(path, origin=..., name=...)"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            return file.metadata() or {}
+    except SafetensorError as error:
+        if "nvalidHeader" in str(error) and length + 8 <= size:
+            raise ModelError(f"{path}: not a pixelwise checkpoint ({error})") from None
+        raise ModelError(f"{path}: truncated ({error}); copy or download it again") from None
+
+
+def restore_config(header: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """The stored config with the types of its fields (JSON knows no tuples)."""
+    config: type[Any] = type(find(header["system"]).config)
+    try:
+        checked: Any = TypeAdapter[Any](config).validate_python(header["config"])
+    except (ValidationError, ValueError, UsageError) as error:
+        raise ModelError(
+            f"{path}: its config does not fit {header['system']} of this pixelwise "
+            f"({__version__}; the file is from {header['pixelwise']}): {error}"
+        ) from None
+    return {name: getattr(checked, name) for name in header["config"]}
+
+
+def _shrink(value: Tensor) -> Tensor:
+    """Half precision where it loses no range."""
+    value = value.detach().cpu().contiguous().clone()
+    if not value.is_floating_point():
+        return value
+    half = value.half()
+    return half if bool(half.isfinite().all()) else value
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics as JSON numbers: undefined ones are left out."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}

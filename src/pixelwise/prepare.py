@@ -1,0 +1,235 @@
+"""From a recipe to the parts of a run: data views, the system with its weights, the input spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelwise import checkpoint
+from pixelwise.data import opening
+from pixelwise.data.dataset import Dataset
+from pixelwise.errors import DataError, UsageError
+from pixelwise.progress import track
+from pixelwise.recipe import check_config
+from pixelwise.spec import InputSpec, Recipe, Task
+from pixelwise.systems import Entry, create, find
+from pixelwise.types import IGNORE
+
+_MOST_COUNTED = 2000  # pictures whose pixels are counted for class weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run works with.
+
+    Args:
+        name:    row of `SYSTEMS`.
+        task:    "semantic" or "instance".
+        system:  the module, its starting weights loaded.
+        input:   how pictures are fed.
+        classes: class names in label order.
+        colors:  one (r, g, b) per class, or None for the fixed palette.
+        train:   view of the training split.
+        val:     view of the validation split.
+        pixel_weights: [256] float32 loss weight of each label value, 0 for ignored (semantic).
+        notes:   lines that tell where the weights came from.
+    """
+
+    name: str
+    task: Task
+    system: nn.Module
+    input: InputSpec
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...] | None
+    train: Dataset
+    val: Dataset
+    pixel_weights: Tensor | None
+    notes: tuple[str, ...]
+
+
+def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
+    """Open the data and build the system that a recipe describes.
+
+    Raises:
+        UsageError: a value that does not fit the system or the data.
+        DataError:  data that cannot be read.
+        ModelError: weights that do not fit.
+    """
+    name, config, spec = _resolve_model(recipe)
+    entry = find(name)
+    train = open_view(recipe, recipe.data.train, entry.task)
+    val = open_view(recipe, recipe.data.val, entry.task)
+    classes = tuple(train.classes)
+    config = _fit_to_data(name, config, len(classes), spec.channels)
+    config |= _class_weights(recipe, train, entry, quiet=quiet)
+    system = create(name, **config)
+    return Parts(
+        name=name,
+        task=entry.task,
+        system=system,
+        input=spec,
+        classes=classes,
+        colors=tuple(train.colors) if train.colors else None,
+        train=train,
+        val=val,
+        pixel_weights=_weight_table(config, len(classes)) if entry.task == "semantic" else None,
+        notes=tuple(_fill(system, recipe, classes)),
+    )
+
+
+def open_view(recipe: Recipe, split: str, task: Task) -> Dataset:
+    """One split of a recipe's data, as the task needs it."""
+    data = recipe.data
+    found = opening.open(data.source, images=data.images, split=split, format=data.format)
+    view = found.as_semantic() if task == "semantic" else found.as_instances()
+    if len(view) == 0:
+        raise DataError(
+            f"{data.source}: split {split!r} has no pictures; see `pixelwise data stats`"
+        )
+    return view
+
+
+def _resolve_model(recipe: Recipe) -> tuple[str, dict[str, Any], InputSpec]:
+    """Row, config values and input spec, from the recipe and the checkpoint it starts from."""
+    model = recipe.model
+    config: dict[str, Any] = {}
+    known: InputSpec | None = None
+    if model.weights is not None:
+        header = checkpoint.read_header(model.weights)
+        name = model.name or header["system"]
+        if name != header["system"]:
+            raise UsageError(
+                f"model.weights = {model.weights!r} holds {header['system']}, but model.name is "
+                f"{name!r}; leave model.name out, or start from other weights"
+            )
+        config = checkpoint.restore_config(header, model.weights)
+        config.pop("class_weights", None)  # of the data it was trained on
+        known = InputSpec.from_dict(header["input"])
+    else:
+        assert model.name is not None  # the reader of recipes made sure of one of the two
+        name = model.name
+    changed = check_config(name, model.config)
+    config |= changed
+    return name, config, _input_spec(recipe, find(name), config, known)
+
+
+def _input_spec(
+    recipe: Recipe, entry: Entry, config: Mapping[str, Any], known: InputSpec | None
+) -> InputSpec:
+    """How pictures are fed: as the starting weights expect, unless the recipe says otherwise."""
+    data = recipe.data
+    spec = known or _with_backbone_statistics(entry.input, config.get("backbone"), entry)
+    if data.resize is not None:
+        spec = replace(spec, resize=data.resize)
+    if (data.mean is None) != (data.std is None):
+        raise UsageError("data.mean and data.std belong together: give both or neither")
+    if data.mean is not None and data.std is not None:
+        if len(data.mean) != len(data.std) or min(data.std) <= 0:
+            raise UsageError(
+                f"data.mean = {list(data.mean)}, data.std = {list(data.std)}: expected one "
+                "number per channel in each, every std above 0"
+            )
+        spec = replace(spec, mean=data.mean, std=data.std, scale=1 / 255)
+    return spec
+
+
+def _with_backbone_statistics(spec: InputSpec, backbone: str | None, entry: Entry) -> InputSpec:
+    """Mean and std that a timm backbone's weights were trained with."""
+    import timm
+
+    name = backbone or getattr(entry.config, "backbone", None)
+    if not name or not timm.is_model(name) or spec.scale != 1 / 255:
+        return spec
+    trained = timm.get_pretrained_cfg(name)
+    if trained is None:
+        return spec
+    return replace(spec, mean=tuple(trained.mean), std=tuple(trained.std))
+
+
+def _fit_to_data(
+    name: str, config: Mapping[str, Any], num_classes: int, channels: int
+) -> dict[str, Any]:
+    """The config with the number of classes and channels that the data has."""
+    fitted = dict(config)
+    known = {field.name for field in fields(find(name).config)}
+    for key, value in (("num_classes", num_classes), ("in_channels", channels)):
+        if key in known:
+            fitted[key] = value
+        elif key == "in_channels" and value != 3:
+            raise UsageError(f"{name} reads 3 channels, but data.mean has {value}")
+    return fitted
+
+
+def _fill(system: nn.Module, recipe: Recipe, classes: Sequence[str]) -> list[str]:
+    """Load the starting weights; returns what was loaded, a line each."""
+    model = recipe.model
+    notes: list[str] = []
+    if model.weights is not None:
+        line = checkpoint.load_into(system, model.weights, classes=classes)
+        notes.append(f"{model.weights}: {line}")
+    elif model.backbone_weights is not None:
+        from pixelwise.convert.backbones import initialise_backbone
+
+        notes.append(f"backbone: {initialise_backbone(system, model.backbone_weights)}")
+    return notes
+
+
+def _class_weights(recipe: Recipe, view: Dataset, entry: Entry, *, quiet: bool) -> dict[str, Any]:
+    """The config value for `data.class_weights`."""
+    wanted = recipe.data.class_weights
+    if wanted is None:
+        return {}
+    if "class_weights" not in {field.name for field in fields(entry.config)}:
+        raise UsageError(
+            f"data.class_weights: {entry.system.__name__} has no class weights; leave it out"
+        )
+    if wanted == "auto":
+        wanted = median_frequency(view, len(view.classes), quiet=quiet)
+    if len(wanted) != len(view.classes):
+        raise UsageError(
+            f"data.class_weights has {len(wanted)} numbers, the data {len(view.classes)} classes"
+        )
+    return {"class_weights": tuple(wanted)}
+
+
+def _weight_table(config: Mapping[str, Any], num_classes: int) -> Tensor:
+    table = torch.zeros(IGNORE + 1)
+    weights = config.get("class_weights")
+    table[:num_classes] = 1.0 if weights is None else torch.tensor(weights)
+    return table
+
+
+def median_frequency(view: Dataset, num_classes: int, *, quiet: bool = True) -> tuple[float, ...]:
+    """Class weights by median frequency balancing: median(freq) / freq_c.
+
+    freq_c is the share of class c among the labelled pixels of the pictures that contain it. A
+    class that never occurs gets weight 1. Large sets are sampled evenly.
+
+    Args:
+        view:        a semantic view.
+        num_classes: K.
+        quiet:       show no progress.
+
+    Returns:
+        K weights.
+
+    Source: Eigen and Fergus (arXiv:1411.4734), section 3.2.2, as used for CamVid by SegNet.
+    """
+    chosen = np.unique(np.linspace(0, len(view) - 1, min(len(view), _MOST_COUNTED)).astype(int))
+    own, containing = np.zeros(num_classes), np.zeros(num_classes)
+    for i in track(chosen.tolist(), "class weights", quiet=quiet):
+        labels = view[i].labels
+        assert labels is not None  # a semantic view guarantees them
+        counts = np.bincount(labels.ravel(), minlength=IGNORE + 1)[:num_classes]
+        own += counts
+        containing += (counts > 0) * counts.sum()
+    seen = own > 0
+    freq = own[seen] / containing[seen]
+    weights = np.ones(num_classes)
+    weights[seen] = np.median(freq) / freq
+    return tuple(float(w) for w in weights)
