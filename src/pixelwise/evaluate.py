@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, get_args
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def evaluate(
         DataError:  data that cannot be read, or a split that is not there.
         ModelError: a model that cannot be loaded, or lacks a class of the data.
     """
-    from pixelwise.data.opening import open as open_data
+    from pixelwise.data.dataset import open as open_data
     from pixelwise.predict import Segmenter, load
 
     device = settings.get("device")
@@ -440,6 +440,8 @@ def _check(job: _Job) -> None:
         )
     if job.precision != "fp32" and job.precision not in _AUTOCAST:
         raise UsageError(f"precision={job.precision!r}; choose fp32, bf16 or fp16")
+    if job.absent not in get_args(Absent):
+        raise UsageError(f"absent={job.absent!r}; choose one of {', '.join(get_args(Absent))}")
     if job.with_loss and (job.tile is not None or job.tta):
         raise UsageError("a loss is taken of whole pictures; leave tile and tta out with it")
 
