@@ -118,7 +118,12 @@ class TimmBackbone(nn.Module):
             flat, wanted = name.replace(".", "_"), target.replace(".", "_")
             if flat == wanted or flat.startswith(wanted + "_"):
                 last = i
-        self._frozen = [m for _, m in modules[: last + 1] if not list(m.children())]
+        # Norms of timm may hold their activation as a child, so leaves alone would miss them.
+        self._frozen = [
+            m
+            for _, m in modules[: last + 1]
+            if not list(m.children()) or list(m.parameters(recurse=False))
+        ]
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
