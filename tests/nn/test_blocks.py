@@ -17,7 +17,7 @@ def test_norms_keep_the_shape_and_take_eps(kind: str) -> None:
 
 def test_no_norm_is_the_identity_and_an_unknown_one_is_named() -> None:
     assert isinstance(make_norm(None, 4), nn.Identity)
-    with pytest.raises(UsageError, match="layer.*batch"):
+    with pytest.raises(UsageError, match=r"layer.*batch"):
         make_norm("layer", 4)
 
 

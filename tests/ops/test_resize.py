@@ -48,12 +48,13 @@ def test_strips_give_exactly_the_whole(
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 3 * width * rows)
     strips = logits_to_prediction(logits, size, align_corners=True, with_probs=True)
     assert torch.equal(whole.labels, strips.labels)
-    assert torch.equal(whole.probs, strips.probs)
+    # torch's softmax rounds by the place in a vector register; the logits agree exactly.
+    torch.testing.assert_close(whole.probs, strips.probs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("original", [(64, 96), (127, 95), (33, 47), (101, 203)])
 def test_a_centred_object_stays_centred(original: tuple[int, int]) -> None:
-    """Where the network sees a symmetric picture, the prediction is symmetric: no half-pixel shift."""
+    """A symmetric map gives a symmetric prediction: nothing is shifted by half a pixel."""
     logits = torch.zeros(2, 16, 24)
     logits[1, 4:12, 6:18] = 2
     logits[0] = 1
@@ -84,15 +85,15 @@ def test_many_classes_need_more_than_a_byte() -> None:
 def test_memory_of_a_big_picture_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No intermediate is larger than the budget, however large the picture."""
     largest = 0
-    lerp = torch.lerp
+    blend = module._blend
 
-    def watched(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    def watched(x: torch.Tensor, *rest) -> torch.Tensor:
         nonlocal largest
-        out = lerp(a, b, w)
+        out = blend(x, *rest)
         largest = max(largest, out.numel())
         return out
 
-    monkeypatch.setattr(torch, "lerp", watched)
+    monkeypatch.setattr(module, "_blend", watched)
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1 << 16)
     size = ImageSize(original=(1500, 1100), content=(512, 384), input=(512, 384))
     logits_to_prediction(torch.randn(8, 128, 96), size, align_corners=False)

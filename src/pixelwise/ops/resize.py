@@ -34,7 +34,7 @@ def logits_to_prediction(
     The logits are resized to the network input, cut to its content, resized to the original
     picture, and only then compared: resizing labels would give ragged outlines. This goes strip by
     strip, so that K x H x W numbers never exist at once (unless the probabilities are asked for);
-    strips give exactly what one whole would.
+    the labels are exactly those of one whole.
 
     Args:
         logits: [K, h, w] at the network's stride.
@@ -124,6 +124,6 @@ def _taps(
 def _blend(x: Tensor, taps: tuple[Tensor, Tensor, Tensor], offset: int, dim: int) -> Tensor:
     left, right, weight = (t.to(x.device) for t in taps)
     shape = [-1 if axis == dim else 1 for axis in range(x.ndim)]
-    return torch.lerp(
-        x.index_select(dim, left - offset), x.index_select(dim, right - offset), weight.view(shape)
-    )
+    low, high = x.index_select(dim, left - offset), x.index_select(dim, right - offset)
+    # Not torch.lerp: its vectorised and scalar paths round differently, so strips would differ.
+    return high.sub_(low).mul_(weight.view(shape)).add_(low)
