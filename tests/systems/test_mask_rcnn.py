@@ -7,6 +7,7 @@ import torch
 
 from pixelwise.errors import UsageError
 from pixelwise.nn.conventions import CONVENTIONS
+from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.types import ImageSize, InstanceTarget, MaskCrops
@@ -272,8 +273,10 @@ def test_published_parameter_counts():
 
 
 def test_conventions_hold_one_row_per_origin():
-    assert list(CONVENTIONS) == ["detectron2", "mmdet", "torchvision"]
+    assert list(CONVENTIONS) == ["detectron2", "mmdet", "torchvision", "torchvision_v1"]
     assert CONVENTIONS["torchvision"].box_beta == pytest.approx(1 / 9)
+    first = build(conventions="torchvision_v1", backbone_norm="frozen")
+    assert {m.eps for m in first.modules() if isinstance(m, FrozenBatchNorm)} == {0.0}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,11 @@ CANDIDATES = 2048
 
 
 class BoxOutput(NamedTuple):
-    """logits: [R, K + 1], background last. deltas: [R, 4K], column 4k + j is number j of class k."""
+    """What the head says about each region.
+
+    logits: [R, K + 1], background last.
+    deltas: [R, 4K], column 4k + j is number j of class k.
+    """
 
     logits: Tensor
     deltas: Tensor
@@ -71,20 +76,16 @@ class ConvTrunk(nn.Module):
     ) -> None:
         super().__init__()
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.Sequential(
-            *(ConvNormAct(a, b, 3, norm=norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, norm=norm) for a, b in pairwise(widths)))
         features = [widths[-1] * side**2, *[out_features] * fcs]
-        self.fcs = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(features[:-1], features[1:], strict=True)
-        )
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(features))
         self.out_features = out_features
         for fc in self.fcs.children():
             if isinstance(fc, nn.Linear):
                 nn.init.kaiming_uniform_(fc.weight, a=1)
                 nn.init.zeros_(fc.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
         x = self.convs(features).flatten(1)  # [R, C * side * side]: channel, then y, then x
         for fc in self.fcs:
             x = F.relu(fc(x))
@@ -98,7 +99,7 @@ class MeanTrunk(nn.Module):
         super().__init__()
         self.out_features = channels
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:  # noqa: D102
         return features.mean(dim=(2, 3))  # [R, channels]
 
 

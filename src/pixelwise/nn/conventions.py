@@ -6,12 +6,12 @@ trained elsewhere: released weights reproduce their results only with the number
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pixelwise.ops.roi import LevelRule
 
-Origin = Literal["detectron2", "mmdet", "torchvision"]
+Origin = Literal["detectron2", "mmdet", "torchvision", "torchvision_v1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,12 @@ class Conventions:
     """One implementation's answers to the questions its papers leave open.
 
     Args:
-        anchor_order:       outer loop of the anchors of a cell; matters with several sizes per level.
+        norm_eps:           added to the variance by the norms of the backbone.
+        anchor_order:       outer loop over a cell's anchors; matters with several sizes per level.
         anchor_rounding:    whether the corners of the base anchors are rounded to whole pixels.
         floor_strides:      anchors lie floor(input size / map size) pixels apart, not the nominal
                             stride: at 800x1088 torchvision's coarsest level has 61x64, not 64x64.
-        clamp_both:         whether the log-size deltas are clamped from below as well as from above.
+        clamp_both:         whether log-size deltas are clamped from below as well as from above.
         min_low_quality:    least IoU, 0..1, at which an object's best anchor becomes positive.
         proposal_side_px:   proposals and their sides must be longer than this.
         detection_side_px:  the same for detections; negative keeps all.
@@ -38,6 +39,7 @@ class Conventions:
     Source:  detectron2 0.6, mmdet 3.3, torchvision 0.29: their default configurations and code.
     """
 
+    norm_eps: float
     anchor_order: Literal["ratio", "size"]
     anchor_rounding: bool
     floor_strides: bool
@@ -54,8 +56,27 @@ class Conventions:
     paste: Literal["grid", "expanded"]
 
 
+_TORCHVISION = Conventions(
+    norm_eps=1e-5,
+    anchor_order="ratio",
+    anchor_rounding=True,
+    floor_strides=True,
+    clamp_both=False,
+    min_low_quality=0.0,
+    proposal_side_px=1e-3,
+    detection_side_px=1e-2,
+    level_rule="torchvision",
+    roi_aligned=False,
+    roi_sampling=2,
+    box_beta=1 / 9,
+    sampled_normaliser=True,
+    mask_targets="torchvision",
+    paste="expanded",
+)
+
 CONVENTIONS: dict[Origin, Conventions] = {
     "detectron2": Conventions(
+        norm_eps=1e-5,
         anchor_order="size",
         anchor_rounding=False,
         floor_strides=False,
@@ -72,6 +93,7 @@ CONVENTIONS: dict[Origin, Conventions] = {
         paste="grid",
     ),
     "mmdet": Conventions(
+        norm_eps=1e-5,
         anchor_order="ratio",
         anchor_rounding=False,
         floor_strides=False,
@@ -87,20 +109,8 @@ CONVENTIONS: dict[Origin, Conventions] = {
         mask_targets="bitmap",
         paste="grid",
     ),
-    "torchvision": Conventions(
-        anchor_order="ratio",
-        anchor_rounding=True,
-        floor_strides=True,
-        clamp_both=False,
-        min_low_quality=0.0,
-        proposal_side_px=1e-3,
-        detection_side_px=1e-2,
-        level_rule="torchvision",
-        roi_aligned=False,
-        roi_sampling=2,
-        box_beta=1 / 9,
-        sampled_normaliser=True,
-        mask_targets="torchvision",
-        paste="expanded",
-    ),
+    "torchvision": _TORCHVISION,
+    # The published first COCO weights (Mask R-CNN ResNet-50-FPN) were trained before torchvision
+    # gave its frozen norms an epsilon.
+    "torchvision_v1": replace(_TORCHVISION, norm_eps=0.0),
 }

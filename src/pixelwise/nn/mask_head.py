@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,9 +48,7 @@ class MaskHead(nn.Module):
         self.conventions = conventions
         self.class_agnostic = class_agnostic
         widths = [in_channels, *[channels] * convs]
-        self.convs = nn.Sequential(
-            *(ConvNormAct(a, b, 3, norm=norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, norm=norm) for a, b in pairwise(widths)))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         # Two names, so that a checkpoint shows whether its rows belong to classes.
         last = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)

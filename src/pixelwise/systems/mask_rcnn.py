@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
@@ -45,8 +46,8 @@ class MaskRCNNConfig:
         head_norm:     norm of the neck's and the heads' convolutions, None as published.
         rpn_convs:     hidden convolutions of the proposal network.
         class_agnostic_masks: one mask per region instead of one per class (section 4.2).
-        conventions:   whose numbers fill what the papers leave open: "detectron2", "mmdet" or
-                       "torchvision"; weights need those of their origin.
+        conventions:   whose numbers fill what the papers leave open, a row of `CONVENTIONS`;
+                       weights need those of their origin.
         anchor_sizes:  square roots of the anchor areas, pixels. "fpn": one per level from stride 4
                        on, four or five; else all on the one level.
         anchor_ratios: height / width of the anchors.
@@ -294,6 +295,8 @@ class MaskRCNN(nn.Module):
 def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
     levels = {"fpn": (2, 3, 4, 5), "c4": (4,), "dc5": (5,)}[cfg.neck]
     knobs: dict[str, Any] = {}
+    if cfg.backbone in RESNETS:
+        knobs["norm_eps"] = CONVENTIONS[cfg.conventions].norm_eps
     if cfg.neck == "dc5" and cfg.backbone in RESNETS:
         knobs["contract_dilation"] = False  # every 3x3 of layer4 is dilated (detectron2, mmdet)
     return build_backbone(
@@ -312,8 +315,12 @@ def _region_stage(cfg: MaskRCNNConfig, channels: int) -> tuple[nn.Module, int]:
     if cfg.neck != "c4":
         return nn.Identity(), channels
     style = STYLES[cfg.backbone_style or "pytorch"]
-    knobs = {key: style[key] for key in ("stride_in_1x1", "avg_down") if key in style}
-    return make_stage(cfg.backbone, 4, norm=cfg.backbone_norm, **knobs), 2 * channels
+    knobs: dict[str, Any] = {
+        key: style[key] for key in ("stride_in_1x1", "avg_down") if key in style
+    }
+    knobs["norm_eps"] = CONVENTIONS[cfg.conventions].norm_eps
+    stage = make_stage(cfg.backbone, 4, norm=cfg.backbone_norm, **knobs)
+    return nn.Sequential(OrderedDict(layer4=stage)), 2 * channels
 
 
 def _trunk(cfg: MaskRCNNConfig, channels: int) -> ConvTrunk | MeanTrunk:

@@ -1,0 +1,252 @@
+"""Mask R-CNN checkpoints of torchvision, OpenMMLab (mmdet) and detectron2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from pixelwise.convert import Origin
+from pixelwise.convert.detection import (
+    Shapes,
+    count,
+    norm_kind,
+    renamed_shapes,
+    with_group_norm,
+)
+from pixelwise.convert.resnet import detectron2_rules, infer_resnet, torchvision_rules
+from pixelwise.convert.rules import Drop, Rename, Rows, Rule, prefixed, roll, skip
+from pixelwise.errors import ConversionError
+from pixelwise.spec import CAFFE_BGR, DETECTION_RGB
+from pixelwise.systems.mask_rcnn import MaskRCNNConfig
+
+# Where all anchors stand on one level (detectron2, mmdet).
+_ONE_LEVEL_PROPOSALS = {"pre_nms": (12000, 6000), "proposals": (2000, 1000)}
+
+_TORCHVISION: list[Rule] = [
+    *prefixed(torchvision_rules(), "backbone.body.", "backbone."),
+    Rename(r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"neck.lateral.\1.conv."),
+    Rename(r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"neck.lateral.\1.norm."),
+    Rename(r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"neck.output.\1.conv."),
+    Rename(r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"neck.output.\1.norm."),
+    Rename(r"rpn\.head\.conv\.(\d)\.0\.", r"rpn.convs.\1.conv."),
+    Rename(r"rpn\.head\.cls_logits\.", r"rpn.objectness."),
+    Rename(r"rpn\.head\.bbox_pred\.", r"rpn.deltas."),
+    Rename(r"roi_heads\.box_head\.fc6\.", r"box_head.trunk.fcs.0."),
+    Rename(r"roi_heads\.box_head\.fc7\.", r"box_head.trunk.fcs.1."),
+    Rename(r"roi_heads\.box_head\.([0-3])\.0\.", r"box_head.trunk.convs.\1.conv."),
+    Rename(r"roi_heads\.box_head\.([0-3])\.1\.", r"box_head.trunk.convs.\1.norm."),
+    Rename(r"roi_heads\.box_head\.5\.", r"box_head.trunk.fcs.0."),
+    # Its class 0 is the background: last in ours, and without a box or a mask.
+    Rows(r"roi_heads\.box_predictor\.cls_score\.", r"box_head.classify.", order=roll(1)),
+    Rows(r"roi_heads\.box_predictor\.bbox_pred\.", r"box_head.regress.", order=skip(4)),
+    Rename(r"roi_heads\.mask_head\.(\d)\.0\.", r"mask_head.convs.\1.conv."),
+    Rename(r"roi_heads\.mask_head\.(\d)\.1\.", r"mask_head.convs.\1.norm."),
+    Rename(r"roi_heads\.mask_predictor\.conv5_mask\.", r"mask_head.upsample."),
+    Rows(
+        r"roi_heads\.mask_predictor\.mask_fcn_logits\.", r"mask_head.class_logits.", order=skip(1)
+    ),
+    # Names before torchvision 0.13.
+    Rename(r"backbone\.fpn\.inner_blocks\.(\d)\.(weight|bias)$", r"neck.lateral.\1.conv.\2"),
+    Rename(r"backbone\.fpn\.layer_blocks\.(\d)\.(weight|bias)$", r"neck.output.\1.conv.\2"),
+    Rename(r"rpn\.head\.conv\.(weight|bias)$", r"rpn.convs.0.conv.\1"),
+    *(
+        Rename(rf"roi_heads\.mask_head\.mask_fcn{i + 1}\.", f"mask_head.convs.{i}.conv.")
+        for i in range(4)
+    ),
+]
+
+
+def _mmdet_rules(*, backbone: str | None, heads: str | None) -> list[Rule]:
+    """Rules of OpenMMLab's naming, where the kind of a norm is part of its name.
+
+    Args:
+        backbone: kind of its norms; "group" is gn, any other bn.
+        heads:    kind of the neck's and the heads' norms, likewise.
+    """
+    resnet = torchvision_rules()
+    body = with_group_norm(resnet) if backbone == "group" else resnet
+    rules = [
+        *prefixed(body, "backbone.", "backbone."),
+        *prefixed(body, "roi_head.shared_head.", "region_stage."),
+    ]
+    for theirs, ours in (("conv", "conv"), ("gn" if heads == "group" else "bn", "norm")):
+        rules += [
+            Rename(rf"neck\.lateral_convs\.(\d)\.{theirs}\.", rf"neck.lateral.\1.{ours}."),
+            Rename(rf"neck\.fpn_convs\.(\d)\.{theirs}\.", rf"neck.output.\1.{ours}."),
+            Rename(
+                rf"roi_head\.bbox_head\.shared_convs\.(\d)\.{theirs}\.",
+                rf"box_head.trunk.convs.\1.{ours}.",
+            ),
+            Rename(
+                rf"roi_head\.mask_head\.convs\.(\d)\.{theirs}\.", rf"mask_head.convs.\1.{ours}."
+            ),
+        ]
+    return [
+        *rules,
+        Rename(r"rpn_head\.rpn_conv\.(weight|bias)$", r"rpn.convs.0.conv.\1"),
+        Rename(r"rpn_head\.rpn_conv\.(\d)\.conv\.", r"rpn.convs.\1.conv."),
+        Rename(r"rpn_head\.rpn_cls\.", r"rpn.objectness."),
+        Rename(r"rpn_head\.rpn_reg\.", r"rpn.deltas."),
+        Rename(r"roi_head\.bbox_head\.shared_fcs\.(\d)\.", r"box_head.trunk.fcs.\1."),
+        Rename(r"roi_head\.bbox_head\.fc_cls\.", r"box_head.classify."),
+        Rename(r"roi_head\.bbox_head\.fc_reg\.", r"box_head.regress."),
+        Rename(r"roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
+        Rename(r"roi_head\.mask_head\.conv_logits\.", r"mask_head.class_logits."),
+    ]
+
+
+_DETECTRON2: list[Rule] = [
+    *prefixed(detectron2_rules(), "backbone.bottom_up.", "backbone."),
+    *prefixed(detectron2_rules(), "backbone.", "backbone."),
+    *prefixed(detectron2_rules(), "roi_heads.", "region_stage."),
+    *(
+        Rename(rf"backbone\.fpn_{name}{i + 2}\.{part}", f"neck.{name}.{i}.{to}")
+        for i in range(4)
+        for name in ("lateral", "output")
+        for part, to in ((r"norm\.", "norm."), (r"(weight|bias)$", r"conv.\1"))
+    ),
+    Rename(r"proposal_generator\.rpn_head\.conv\.(weight|bias)$", r"rpn.convs.0.conv.\1"),
+    Rename(r"proposal_generator\.rpn_head\.conv\.conv(\d)\.", r"rpn.convs.\1.conv."),
+    Rename(r"proposal_generator\.rpn_head\.objectness_logits\.", r"rpn.objectness."),
+    Rename(r"proposal_generator\.rpn_head\.anchor_deltas\.", r"rpn.deltas."),
+    *(
+        Rename(rf"{theirs}{i + 1}\.{part}", f"{ours}.{i}.{to}")
+        for i in range(4)
+        for theirs, ours in (
+            (r"roi_heads\.box_head\.conv", "box_head.trunk.convs"),
+            (r"roi_heads\.mask_head\.mask_fcn", "mask_head.convs"),
+        )
+        for part, to in ((r"norm\.", "norm."), (r"(weight|bias)$", r"conv.\1"))
+    ),
+    Rename(r"roi_heads\.box_head\.fc1\.", r"box_head.trunk.fcs.0."),
+    Rename(r"roi_heads\.box_head\.fc2\.", r"box_head.trunk.fcs.1."),
+    Rename(r"roi_heads\.box_predictor\.cls_score\.", r"box_head.classify."),
+    Rename(r"roi_heads\.box_predictor\.bbox_pred\.", r"box_head.regress."),
+    Rename(r"roi_heads\.mask_head\.deconv\.", r"mask_head.upsample."),
+    Rename(r"roi_heads\.mask_head\.predictor\.", r"mask_head.class_logits."),
+    Drop(r"proposal_generator\.anchor_generator\.", "anchors are computed from the settings"),
+    Drop(r"pixel_(mean|std)$", "preprocessing belongs to the input spec"),
+]
+
+
+def _mask_rows(rules: Sequence[Rule], cfg: MaskRCNNConfig) -> Sequence[Rule]:
+    """The rules, with the last mask layer under the name that the config gives it."""
+    if not cfg.class_agnostic_masks:
+        return rules
+    return [
+        Rename(rule.pattern, "mask_head.shared_logits.")
+        if isinstance(rule, Rename) and rule.to == "mask_head.class_logits."
+        else rule
+        for rule in rules
+    ]
+
+
+def _neck(shapes: Shapes) -> str:
+    if "neck.lateral.0.conv.weight" in shapes:
+        return "fpn"
+    return "c4" if "region_stage.layer4.0.conv1.weight" in shapes else "dc5"
+
+
+def _common(shapes: Shapes, *, counter_means: str) -> dict[str, Any]:
+    """What the shapes tell, whatever the origin; rows are the source's."""
+    neck = _neck(shapes)
+    head_norm = None
+    for module in ("neck.lateral", "box_head.trunk.convs", "mask_head.convs"):
+        kind = norm_kind(shapes, f"{module}.0.norm", counter_means="batch")
+        head_norm = head_norm or ("batch" if kind == "frozen" else kind)
+    num_classes = shapes["box_head.classify.weight"][0] - 1
+    settings: dict[str, Any] = {
+        "neck": neck,
+        "in_channels": shapes["backbone.stem.0.conv.weight"][1],
+        "backbone_norm": norm_kind(shapes, "backbone.stem.0.norm", counter_means=counter_means),
+        "channels": shapes["mask_head.upsample.weight"][1],
+        "num_classes": num_classes,
+        "head_norm": head_norm,
+        "rpn_convs": count(shapes, r"rpn\.convs\.(\d)\."),
+        "class_agnostic_masks": shapes["mask_head.class_logits.weight"][0] == 1 < num_classes,
+    }
+    if neck != "c4":
+        with_convs = "box_head.trunk.convs.0.conv.weight" in shapes
+        settings["box_head"] = "4conv1fc" if with_convs else "2fc"
+    if neck != "fpn":
+        settings |= _ONE_LEVEL_PROPOSALS
+    return settings
+
+
+def _infer_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        **_common(_shapes(_TORCHVISION, state), counter_means="batch"),
+        "backbone": infer_resnet(state, "backbone.body."),
+        "conventions": "torchvision",
+        "proposals": (2000, 1000),
+    }
+
+
+def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    both = [
+        *_mmdet_rules(backbone="batch", heads="batch"),
+        *_mmdet_rules(backbone="group", heads="group"),
+    ]
+    # Its batch norms have counters, but always use the stored statistics (norm_eval).
+    settings = _common(_shapes(both, state), counter_means="frozen")
+    return {
+        **settings,
+        "backbone": infer_resnet(state, "backbone."),
+        "backbone_style": "caffe" if settings["neck"] == "c4" else "pytorch",
+        "conventions": "mmdet",
+    }
+
+
+def _infer_detectron2(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    settings = _common(_shapes(_DETECTRON2, state), counter_means="batch")
+    prefix = "backbone.bottom_up." if settings["neck"] == "fpn" else "backbone."
+    name = infer_resnet(state, prefix, stage=r"res(\d)", first=2)
+    # R50 and R101 come from Caffe; ResNeXt and everything with group norm strides in the 3x3.
+    plain = name.startswith("resnet") and settings["backbone_norm"] == "frozen"
+    return {
+        **settings,
+        "backbone": name,
+        "backbone_style": "caffe" if plain else "pytorch",
+        "conventions": "detectron2",
+    }
+
+
+def _shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes:
+    """Shapes by our names, or an error if the heads are not those of a Mask R-CNN."""
+    shapes = renamed_shapes(rules, state)
+    for part, key in {
+        "backbone": "backbone.stem.0.conv.weight",
+        "class layer": "box_head.classify.weight",
+        "mask layer": "mask_head.class_logits.weight",
+        "mask upsampling": "mask_head.upsample.weight",
+    }.items():
+        if key not in shapes:
+            raise ConversionError(
+                f"the checkpoint has no {part} of a Mask R-CNN of this origin "
+                f"(its keys begin with {', '.join(list(state)[:3])}); check origin and name"
+            )
+    return shapes
+
+
+ORIGINS: dict[str, Origin] = {
+    "torchvision": Origin(
+        rules=_TORCHVISION,
+        infer=_infer_torchvision,
+        input=DETECTION_RGB,
+    ),
+    "mmdet": Origin(
+        rules=lambda cfg: _mask_rows(
+            _mmdet_rules(backbone=cfg.backbone_norm, heads=cfg.head_norm), cfg
+        ),
+        infer=_infer_mmdet,
+        input=DETECTION_RGB,
+    ),
+    "detectron2": Origin(
+        rules=lambda cfg: _mask_rows(_DETECTRON2, cfg),
+        infer=_infer_detectron2,
+        input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize),
+    ),
+}

@@ -1,0 +1,307 @@
+"""Our networks, with converted weights, compute what the originals compute.
+
+Any folder of fixtures works (`PIXELWISE_PARITY`): which system it is follows from a fixture's name,
+the settings from its json, everything else from the shapes of its state dict.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from pixelwise import convert
+from pixelwise.nn.norm import FrozenBatchNorm
+from pixelwise.ops import rle
+from pixelwise.types import ImageSize
+from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
+
+# Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
+COMING = {
+    "fcis_": "FCIS",
+    "rfcn_": "position-sensitive pooling of R-FCN",
+    "panet_": "PANet",
+    "mmdet_maskrcnn_r50_pafpn": "PANet's neck",
+    "mmdet_maskrcnn_r101_pafpn": "PANet's neck",
+    "mmdet_msrcnn_": "Mask Scoring R-CNN",
+    "msrcnn_": "Mask Scoring R-CNN",
+    "yolact": "YOLACT",
+    "mmdet_yolact_": "YOLACT",
+    "blendmask_": "BlendMask",
+    "mmdet_solo": "SOLO",
+    "mmdet_decoupled_solo": "SOLO",
+    "polarmask_": "PolarMask",
+    "fcos_": "the FCOS base of BlendMask",
+    "mmdet_retinanet_": "the RetinaNet base of YOLACT",
+    "loss_": "losses of the one-stage systems",
+    "post_": "decoding of the one-stage systems",
+    "op_deform_conv": "deformable convolution",
+}
+ELSEWHERE = ("ops_",)  # tests/ops
+
+SYSTEMS = {
+    "torchvision_maskrcnn_": "torchvision",
+    "mmdet_maskrcnn_": "mmdet",
+    "detectron2_maskrcnn_": "detectron2",
+}
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """How one project lays out what the fixture stores.
+
+    Args:
+        background_first: class 0 is the background, with a box and a mask of its own.
+        settings: from the fixture's configuration to our config.
+        frozen_has_parameters: whether its frozen norms count as parameters.
+    """
+
+    background_first: bool
+    settings: Callable
+    frozen_has_parameters: bool
+
+
+def _torchvision_settings(given):
+    limits = given["inference"]
+    assert limits["rpn_nms_thresh"] == 0.7
+    eps = re.search(r"(?:eps|BatchNorm2d eps) (\S+?)[\s,)]", given["backbone"] + " ")
+    return {
+        "conventions": "torchvision_v1" if eps and float(eps[1]) == 0 else "torchvision",
+        "pre_nms": (2000, limits["rpn_pre_nms_top_n"]),
+        "proposals": (2000, limits["rpn_post_nms_top_n"]),
+        "score_thresh": limits["box_score_thresh"],
+        "iou_thresh": limits["box_nms_thresh"],
+        "detections_per_image": limits["box_detections_per_img"],
+    }
+
+
+def _mmdet_settings(given):
+    rpn, rcnn, anchors = given["rpn_test"], given["rcnn_test"], given["anchors"]
+    assert rpn["nms"]["iou_threshold"] == 0.7
+    strides = [s[0] for s in anchors["strides"]]
+    if len(strides) == 1:
+        sizes = tuple(scale * strides[0] for scale in anchors["scales"])
+    else:
+        sizes = tuple(anchors["scales"][0] * stride for stride in strides)
+    return {
+        "backbone_style": given["backbone"]["style"],
+        "anchor_sizes": sizes,
+        "anchor_ratios": tuple(anchors["ratios"]),
+        "pre_nms": (2000, rpn["nms_pre"]),
+        "proposals": (1000, rpn["max_per_img"]),
+        "score_thresh": rcnn["score_thr"],
+        "iou_thresh": rcnn["nms"]["iou_threshold"],
+        "detections_per_image": rcnn["max_per_img"],
+    }
+
+
+def _detectron2_settings(given):
+    test, anchors = given["test"], given["anchors"]
+    assert test["rpn_nms"] == 0.7
+    return {
+        "backbone_style": "caffe" if given["stride_in_1x1"] else "pytorch",
+        "anchor_sizes": tuple(size for level in anchors["sizes"] for size in level),
+        "anchor_ratios": tuple(anchors["ratios"][0]),
+        "pre_nms": (2000, test["rpn_pre"]),
+        "proposals": (1000, test["rpn_post"]),
+        "score_thresh": test["score"],
+        "iou_thresh": test["nms"],
+        "detections_per_image": test["max_det"],
+    }
+
+
+UPSTREAMS = {
+    "torchvision": Upstream(True, _torchvision_settings, False),
+    "mmdet": Upstream(False, _mmdet_settings, True),
+    "detectron2": Upstream(False, _detectron2_settings, False),
+}
+
+
+def coming(name):
+    return next((what for prefix, what in COMING.items() if name.startswith(prefix)), None)
+
+
+def origin_of(name):
+    return next((o for prefix, o in SYSTEMS.items() if name.startswith(prefix)), None)
+
+
+@pytest.mark.parametrize("path", fixture_params("instance"))
+def test_every_fixture_has_its_place(path):
+    fixture = load_fixture(path)
+    if fixture.kind == "semantic" or fixture.name.startswith(ELSEWHERE):
+        return
+    if what := coming(fixture.name):
+        pytest.skip(f"{what} is not built yet")
+    assert origin_of(fixture.name), f"no rule says which system {fixture.name} belongs to"
+
+
+@dataclass
+class Case:
+    fixture: Fixture
+    origin: str
+    net: torch.nn.Module
+    image: torch.Tensor
+    stages: dict
+
+    @property
+    def upstream(self):
+        return UPSTREAMS[self.origin]
+
+
+@pytest.fixture(scope="module", params=fixture_params("instance", "*maskrcnn*"))
+def case(request):
+    """One converted network and its stages; all tests of a fixture run before the next."""
+    path = request.param
+    if what := coming(path.stem):
+        pytest.skip(f"{what} is not built yet")
+    fixture = load_fixture(path)
+    origin = origin_of(fixture.name)
+    settings = UPSTREAMS[origin].settings(fixture.meta["configuration"])
+    net = convert.load(fill_state(fixture.meta), origin=origin, name="mask_rcnn", **settings)
+    image = fixture.inputs()[""]
+    with torch.inference_mode():
+        stages = compute(net, image, fixture.tensor("proposals"))
+    return Case(fixture, origin, net, image, stages)
+
+
+def compute(net, image, boxes):
+    """Every stage by a name of ours; the heads run on fixed proposals."""
+    features = net.backbone(image)
+    pyramid = net.neck(features)
+    maps = net.rpn.predict(pyramid)
+    size = tuple(image.shape[-2:])
+    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+    box_features = net.box_features(pyramid, rois)
+    mask_features = net.mask_features(pyramid, rois)
+    output = net.box_head.predict(box_features)
+    return {
+        "backbone": features,
+        "pyramid": pyramid,
+        "rpn_logits": maps.logits,
+        "rpn_deltas": maps.deltas,
+        "anchors": torch.cat(net.rpn.anchors.place(maps.logits, size)),
+        "box_features": box_features,
+        "mask_features": mask_features,
+        "box_hidden": net.box_head.trunk(box_features),
+        "mask_hidden": net.mask_head.convs(mask_features),
+        "logits": output.logits,
+        "deltas": output.deltas,
+        "masks": net.mask_head.predict(mask_features),
+        "proposals": net.rpn.decode(maps, size),
+        "raw": net(image),
+    }
+
+
+def stage(found, key):
+    """Our tensor for one of the fixture's names, in the upstream's layout; None: not a stage."""
+    stages, first = found.stages, found.upstream.background_first
+    patterns = {
+        r"backbone_(\d)": lambda i: stages["backbone"][i],
+        r"feature_res4|feature_res5": lambda: stages["backbone"][-1],
+        r"fpn_(\d)": lambda i: stages["pyramid"][i],
+        r"fpn_pool": lambda: stages["pyramid"][-1],
+        r"feature_p(\d)": lambda i: stages["pyramid"][i - 2],
+        r"rpn_objectness_(\d)": lambda i: stages["rpn_logits"][i],
+        r"rpn_deltas_(\d)": lambda i: stages["rpn_deltas"][i],
+        r"anchors": lambda: stages["anchors"],
+        r"box_roi_features|res5_features": lambda: stages["box_features"],
+        r"mask_roi_features": lambda: stages["mask_features"],
+        r"box_head": lambda: stages["box_hidden"],
+        r"mask_head": lambda: stages["mask_hidden"],
+        r"box_logits": lambda: stages["logits"].roll(1, 1) if first else stages["logits"],
+        r"box_deltas": lambda: with_background(stages["deltas"], 4, first),
+        r"mask_logits": lambda: with_background(stages["masks"], 1, first),
+    }
+    for pattern, get in patterns.items():
+        if match := re.fullmatch(pattern, key):
+            return get(*(int(g) for g in match.groups()))
+    return None
+
+
+def with_background(values, channels, first):
+    """NaN for what the upstream predicts of its background class, and we do not."""
+    if not first:
+        return values
+    shape = (len(values), channels, *values.shape[2:])
+    return torch.cat([values.new_full(shape, torch.nan), values], dim=1)
+
+
+def compare(fixture, key, actual):
+    """As `Fixture.compare`, except that a NaN of ours stands for a value that we do not compute."""
+    assert tuple(actual.shape) == fixture.shape(key), (key, actual.shape, fixture.shape(key))
+    limit, stored = fixture.limit(key), fixture.arrays[key]
+    ours = actual.numpy() if limit is None else sample(actual, limit)
+    assert ours.shape == stored.shape
+    known = ~np.isnan(ours)
+    assert known.mean() > 0.4, (key, "mostly NaN")
+    worst, scale = np.abs(ours - stored)[known].max(), np.abs(stored).max()
+    assert worst <= 1e-4 * scale, (key, worst / scale)
+
+
+RESULTS = re.compile(r"det_.*|rpn_(proposals|scores|logits)_top50|proposals")
+
+
+def test_stages(case):
+    compared = []
+    for key in case.fixture.arrays:
+        if RESULTS.fullmatch(key):
+            continue
+        ours = stage(case, key)
+        assert ours is not None, (
+            f"{case.fixture.name} stores {key!r}, which is no stage that we know"
+        )
+        compare(case.fixture, key, ours)
+        compared.append(key)
+    assert len(compared) >= 7
+
+
+def test_parameter_count(case):
+    cfg = case.net.cfg
+    ours = sum(p.numel() for p in case.net.parameters())
+    if case.upstream.frozen_has_parameters:
+        frozen = [m for m in case.net.modules() if isinstance(m, FrozenBatchNorm)]
+        ours += sum(m.weight.numel() + m.bias.numel() for m in frozen)
+    if case.upstream.background_first:  # its background has a box and a mask
+        ours += 4 * (case.net.box_head.regress.in_features + 1)
+        ours += 0 if cfg.class_agnostic_masks else cfg.channels + 1
+    assert ours == case.fixture.meta["parameters"]
+
+
+def test_proposals(case):
+    fixture = case.fixture
+    if not fixture.meta["rpn_proposals_stable"]:
+        pytest.skip("rounding decides which proposals survive, says the fixture")
+    boxes, logits, _ = case.stages["proposals"]
+    wanted = fixture.tensor("rpn_proposals_top50")
+    assert (boxes[0, : len(wanted)] - wanted).abs().max() <= 0.05
+    if "rpn_logits_top50" in fixture.arrays:
+        stored = fixture.tensor("rpn_logits_top50")
+        assert (logits[0, : len(wanted)] - stored).abs().max() <= 1e-4 * stored.abs().max()
+    if "rpn_scores_top50" in fixture.arrays:
+        stored = fixture.tensor("rpn_scores_top50")
+        assert (logits[0, : len(wanted)].sigmoid() - stored).abs().max() <= 1e-4
+
+
+def test_detections(case):
+    fixture = case.fixture
+    if not fixture.meta["detections_stable"]:
+        pytest.skip("rounding decides which detections survive, says the fixture")
+    raw = case.stages["raw"]
+    size = tuple(case.image.shape[-2:])
+    prediction = case.net.decode(raw, [ImageSize.same(size)])[0]
+    first = int(case.upstream.background_first)
+    assert len(prediction) == len(fixture.tensor("det_boxes"))
+    assert torch.equal(prediction.labels + first, fixture.tensor("det_labels"))
+    assert (prediction.boxes - fixture.tensor("det_boxes")).abs().max() <= 0.05
+    assert (prediction.scores - fixture.tensor("det_scores")).abs().max() <= 1e-4
+    probs = raw.mask_logits[0, : len(prediction)].sigmoid()
+    for key in ("det_masks", "det_mask_28"):
+        if key in fixture.arrays:
+            compare(fixture, key, probs.reshape(fixture.shape(key)))
+    areas = torch.as_tensor(rle.areas(prediction.masks))
+    for key in ("det_mask_areas", "det_mask_areas_float64"):
+        if key in fixture.arrays:
+            wanted = fixture.tensor(key)
+            assert ((areas - wanted).abs() <= (0.01 * wanted).clamp(min=3)).all()
