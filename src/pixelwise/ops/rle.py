@@ -93,6 +93,29 @@ def encode_columns(pixels: npt.NDArray[Any], windows: IntArray, size: Size) -> R
     return _tighten(_spans_of_pixels(pixels, bounds), windows, size)
 
 
+def encode_strips(
+    owner: IntArray, column: IntArray, rows: tuple[IntArray, IntArray], *, count: int, size: Size
+) -> RunLengths:
+    """Code masks given as vertical strips of one pixel's width.
+
+    Args:
+        owner:  [T] the mask of each strip, ascending.
+        column: [T] its column, ascending within a mask.
+        rows:   two of [T], its first row and the one past its last; ascending within a column,
+            without overlap; strips without rows are skipped.
+        count:  number of masks N.
+        size:   (height, width) of the picture, which contains all strips.
+
+    Returns:
+        N masks with tight windows.
+    """
+    some = rows[1] > rows[0]
+    owner, column = owner[some], column[some] * size[0]
+    spans = _Spans(owner, column + rows[0][some], column + rows[1][some])
+    picture = np.tile(np.array([0, 0, size[1], size[0]], np.int64), (count, 1))
+    return _tighten(spans, picture, size)
+
+
 def decode(masks: RunLengths) -> Bytes:
     """Unpack masks into a dense stack; N x H x W bytes, so only where a consumer insists.
 

@@ -1,0 +1,261 @@
+"""Instance masks between two frames: from a picture onto regions, and from regions into a picture.
+
+Both directions resample bilinearly, which is separable: what a row of the result reads does not
+depend on its columns. Targets are two small matrix products per region. Pasting goes further:
+along a column, a bilinear surface is a chain of straight lines, so the places where it crosses
+the threshold have closed forms, and a mask is found without computing its pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pixelwise.ops.rle import encode_strips
+from pixelwise.types import IntArray, MaskCrops, RunLengths, Size
+
+Floats = npt.NDArray[np.floating[Any]]
+
+_TARGET_CHUNK = 1 << 21  # mask pixels gathered at a time; their int64 positions take 16 MB
+_PASTE_CHUNK = 1 << 16  # columns worked on at a time; 28 values each take 7 MB
+_SNAP_PX = 1e-6  # a crossing this close to a pixel centre is on it; rounding must not decide
+
+
+@torch.no_grad()
+def mask_targets(
+    masks: MaskCrops,
+    boxes: Tensor,
+    index: Tensor,
+    side: int,
+    *,
+    mode: Literal["bitmap", "torchvision"] = "bitmap",
+) -> Tensor:
+    """Resample ground-truth masks onto regions, as a mask head should predict them.
+
+    This is RoIAlign with scale 1 and as many samples per bin as it has pixels; only the crops
+    are read, so memory does not grow with the picture.
+
+    Args:
+        masks: N masks of one picture.
+        boxes: [R, 4] xyxy in pixels of that picture, usually proposals.
+        index: [R] int64, the mask that each region is matched with.
+        side:  bins per side.
+        mode:  "bitmap" aligns sample and pixel centres and rounds to 0 or 1 (Detectron2,
+            MMDetection); "torchvision" is half a pixel off, with regions of one pixel at least, and
+            keeps the fractions.
+
+    Returns:
+        [R, side, side] float32 in [0, 1].
+
+    Source: Mask R-CNN (arXiv:1703.06870), section 3.1.
+    """
+    boxes = boxes.detach().float()
+    aligned = mode == "bitmap"
+    windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
+    targets = boxes.new_zeros((len(boxes), side, side))
+    for part in _by_area(windows):
+        corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
+        crops = _gather_crops(masks.pixels, starts[part], extent)  # [n, h, w]
+        both = [
+            _bin_weights(
+                boxes[part, axis::2],
+                (side, masks.size[1 - axis]),
+                (corner[:, axis], crops.shape[2 - axis]),
+                aligned=aligned,
+            )
+            for axis in (1, 0)
+        ]  # [n, side, h], [n, side, w]
+        # Mixed precision would round the products, and with them the comparison below.
+        with torch.autocast(boxes.device.type, enabled=False):
+            targets[part] = both[0] @ crops @ both[1].transpose(1, 2)
+    return (targets >= 0.5).float() if aligned else targets
+
+
+def paste_masks(
+    probs: Tensor,
+    boxes: Tensor,
+    size: Size,
+    *,
+    thresh: float = 0.5,
+    mode: Literal["grid", "expanded"] = "grid",
+) -> RunLengths:
+    """Draw the masks of detections into their picture.
+
+    Neither pixels nor a stack of masks are made: memory grows with the masks' widths and outlines.
+
+    Args:
+        probs:  [N, M, M] in [0, 1], the masks of the regions.
+        boxes:  [N, 4] xyxy in pixels of the original picture, where the masks belong.
+        size:   (height, width) of that picture.
+        thresh: pixels from this probability on belong to the mask; in (0, 1].
+        mode:   "grid" samples at pixel centres (Detectron2, MMDetection); "expanded" pads the mask
+            by a ring of 0, expands the box with it, and truncates it to whole pixels
+            (torchvision, Detectron).
+
+    Returns:
+        N masks with tight windows; empty where the box is.
+
+    Source: Mask R-CNN (arXiv:1703.06870), section 3.1.
+    """
+    if not 0 < thresh <= 1:
+        raise ValueError(f"thresh must be in (0, 1], not {thresh}")
+    maps = probs.detach().to("cpu", torch.float32).numpy()
+    frames = boxes.detach().to("cpu", torch.float32).numpy()
+    m = maps.shape[-1]
+    # Everything around a map is 0; columns come first, since runs go down them.
+    padded = np.zeros((len(maps), m + 2, m + 2), np.float32)
+    padded[:, 1:-1, 1:-1] = maps.transpose(0, 2, 1)
+    origin, pitch, begin, end = _placement(frames, m, size, mode)
+    parts = [RunLengths.empty(size)]
+    for part in _chunks(end[:, 0] - begin[:, 0], _PASTE_CHUNK):
+        strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
+        parts.append(encode_strips(*strips, count=part.stop - part.start, size=size))
+    return RunLengths.concat(parts)
+
+
+def _by_area(windows: Tensor) -> Iterator[Tensor]:
+    """Positions of windows of similar size, so many that padded to the largest they stay small."""
+    extent = (windows[:, 2:] - windows[:, :2]).cpu()  # [R, 2]
+    order = extent.prod(dim=1).argsort(descending=True, stable=True)
+    sides = extent[order].tolist()
+    first, widest, highest = 0, 0, 0
+    for i, (w, h) in enumerate(sides):
+        widest, highest = max(widest, w), max(highest, h)
+        if i > first and (i + 1 - first) * widest * highest > _TARGET_CHUNK:
+            yield order[first:i].to(windows.device)
+            first, widest, highest = i, w, h
+    if first < len(sides):
+        yield order[first:].to(windows.device)
+
+
+def _gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor) -> Tensor:
+    """[n, h, w] float32: crops with their top left corners at 0, padded with 0."""
+    w, h = extent[:, 0, None], extent[:, 1, None]  # [n, 1]
+    x = torch.arange(int(w.max()), device=pixels.device)
+    y = torch.arange(int(h.max()), device=pixels.device)
+    inside = (y < h)[:, :, None] & (x < w)[:, None, :]  # [n, h, w]
+    position = (starts[:, None] + y * w)[:, :, None] + x  # [n, h, w]
+    if not len(pixels):
+        return inside.float()
+    return pixels[position.clamp_(max=len(pixels) - 1)].float().mul_(inside)
+
+
+def _bin_weights(
+    ends: Tensor, sizes: tuple[int, int], crop: tuple[Tensor, int], *, aligned: bool
+) -> Tensor:
+    """What each bin of a region reads along one axis.
+
+    Args:
+        ends:    [n, 2] the region's begin and end in pixels.
+        sizes:   number of bins, length of the picture in pixels.
+        crop:    [n] the first pixel of each crop, and the pixels of the padded crop.
+        aligned: see `mask_targets`.
+
+    Returns:
+        [n, side, cells] weights; rows sum to 1 where the bin lies inside picture and crop.
+    """
+    (side, length), (offset, cells) = sizes, crop
+    begin, extent = ends[:, 0], ends[:, 1] - ends[:, 0]  # [n]
+    begin, extent = (begin - 0.5, extent) if aligned else (begin, extent.clamp(min=1))
+    samples = (extent / side).ceil().clamp(min=1)  # [n] per bin
+    most = int(samples.max())
+    bins = torch.arange(side, device=ends.device)[:, None]  # [side, 1]
+    nth = torch.arange(most, device=ends.device)  # [most]
+    per_bin = extent / side  # [n]
+    inner = (nth + 0.5) * (per_bin / samples)[:, None]  # [n, most]
+    at = begin[:, None, None] + bins * per_bin[:, None, None] + inner[:, None]  # [n, side, most]
+    counts = (nth < samples[:, None])[:, None] & (at >= -1) & (at <= length)  # [n, side, most]
+    counts = counts & (extent > 0)[:, None, None]
+    at = at.clamp(0, length - 1)
+    low = at.floor()
+    far = at - low  # [n, side, most]
+    share = counts / samples[:, None, None]  # [n, side, most]
+    # Two spare cells take what falls outside the crop.
+    weights = at.new_zeros((len(at), side, cells + 2))
+    cell = low.long() - offset[:, None, None]
+    for step, part in ((0, (1 - far) * share), (1, far * share)):
+        weights.scatter_add_(2, (cell + step + 1).clamp(0, cells + 1), part)
+    return weights[:, :, 1:-1]
+
+
+def _placement(
+    boxes: Floats, m: int, size: Size, mode: str
+) -> tuple[Floats, Floats, IntArray, IntArray]:
+    """Where maps of M x M cells lie in a picture; each [N, 2], x and y.
+
+    Returns:
+        The centre of the first cell, the pixels per cell, and the first and one past the last pixel
+        whose centre a map (with its ring of 0) can reach, inside the picture.
+    """
+    corners = boxes.astype(np.float64).reshape(-1, 2, 2)  # [N, corner, x and y]
+    limit = np.array(size[::-1])
+    if mode == "expanded":
+        # In float32, as upstream: a corner next to a whole number must truncate the same way.
+        half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((m + 2) / m)
+        centre = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5)
+        first = np.trunc(centre - half).astype(np.int64)
+        last = np.trunc(centre + half).astype(np.int64)
+        pixels = np.maximum(last - first + 1, 1)
+        pitch = pixels / (m + 2)
+        origin = first + 1.5 * pitch
+        begin, end = first, first + pixels
+    else:
+        extent = corners[:, 1] - corners[:, 0]
+        pitch = np.where(extent > 0, extent, 1) / m
+        origin = corners[:, 0] + 0.5 * pitch
+        begin = np.floor(corners[:, 0] - 0.5 * pitch).astype(np.int64)
+        end = np.ceil(corners[:, 1] + 0.5 * pitch).astype(np.int64) + 1
+        end = np.where((extent > 0).all(1, keepdims=True), end, begin)
+    begin, end = np.clip(begin, 0, limit), np.clip(end, 0, limit)
+    return origin, pitch, begin, np.maximum(begin, end)
+
+
+def _chunks(counts: IntArray, limit: int) -> Iterator[slice]:
+    """Runs of neighbours whose counts add up to the limit at most (or single ones above it)."""
+    total, first = np.concatenate([[0], np.cumsum(counts)]), 0
+    while first < len(counts):
+        last = int(np.searchsorted(total, total[first] + limit, side="right")) - 1
+        last = max(last, first + 1)
+        yield slice(first, last)
+        first = last
+
+
+def _strips(
+    padded: Floats, origin: Floats, pitch: Floats, pixels: tuple[IntArray, IntArray], thresh: float
+) -> tuple[IntArray, IntArray, tuple[IntArray, IntArray]]:
+    """Vertical strips of pixels from the threshold on: owner, column, (first row, one past last).
+
+    Args:
+        padded:  [n, M + 2, M + 2] maps with a ring of 0, x first.
+        origin:  [n, 2] centre of the first cell, x and y.
+        pitch:   [n, 2] pixels per cell.
+        pixels:  two of [n, 2], first and one past the last pixel to fill.
+        thresh:  above 0, so that every strip ends within the ring.
+    """
+    begin, end = pixels
+    m = padded.shape[1] - 2
+    widths = end[:, 0] - begin[:, 0]
+    owner = np.repeat(np.arange(len(padded)), widths)  # [columns]
+    column = np.arange(len(owner)) - np.repeat(np.cumsum(widths) - widths, widths) + begin[owner, 0]
+    u = (column + 0.5 - origin[owner, 0]) / pitch[owner, 0]  # in cells, 0 is the first centre
+    cell = np.clip(np.floor(u), -1, m - 1).astype(np.int64)
+    far = np.clip(u - cell, 0, 1).astype(np.float32)[:, None]
+    # The surface along each column of pixels, at the centres of the cells. [columns, M + 2]
+    lines = padded[owner, cell + 1] * (1 - far) + padded[owner, cell + 2] * far
+    solid = lines >= thresh
+    line, knot = np.nonzero(solid[:, 1:] != solid[:, :-1])
+    before, after = lines[line, knot].astype(np.float64), lines[line, knot + 1].astype(np.float64)
+    crossing = knot - 1 + (thresh - before) / (after - before)  # in cells
+    of = owner[line]
+    row = crossing * pitch[of, 1] + origin[of, 1] - 0.5  # in pixels, whole at their centres
+    # Crossings alternate along a column: into the mask, out of it.
+    top, bottom = np.ceil(row[::2] - _SNAP_PX), np.floor(row[1::2] + _SNAP_PX) + 1
+    of = of[::2]
+    top = np.clip(top.astype(np.int64), begin[of, 1], end[of, 1])
+    bottom = np.clip(bottom.astype(np.int64), begin[of, 1], end[of, 1])
+    return of, column[line[::2]], (top, bottom)
