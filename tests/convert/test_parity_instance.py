@@ -250,7 +250,7 @@ def test_stages(case):
             continue
         ours = stage(case, key)
         assert ours is not None, (
-            f"{case.fixture.name} stores {key!r}, which is no stage that we know"
+            f"{case.fixture.name} stores {key!r}: no stage that we know"
         )
         compare(case.fixture, key, ours)
         compared.append(key)

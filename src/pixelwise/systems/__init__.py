@@ -37,6 +37,13 @@ class Entry:
 SYSTEMS: dict[str, Entry] = {
     "deeplabv3plus": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=IMAGENET_RGB, task="semantic"),
     "mask_rcnn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet50_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet101_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet50_fpn_v2": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone_norm="batch", box_head="4conv1fc", head_norm="batch", rpn_convs=2, conventions="torchvision", proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet50_fpn_gn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone_norm="group", box_head="4conv1fc", head_norm="group"), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet50_c4": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="c4", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnet50_dc5": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="dc5", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_lite0_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
 }
 # fmt: on
 
