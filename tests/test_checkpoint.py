@@ -236,7 +236,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
         atomic.write(path, fill)
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["state"], "nothing half-written stays"
+    assert [p.name for p in tmp_path.iterdir()] == ["state"], "nothing half-written stays"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

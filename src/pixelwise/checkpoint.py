@@ -282,11 +282,11 @@ def _metadata(path: Path) -> dict[str, str]:
         raise ModelError(f"{path}: no such checkpoint; check the path")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-    length = int.from_bytes(start, "little")
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
     if size < 8:
         raise ModelError(f"{path}: {size} bytes, truncated or empty; copy or download it again")
-    if start[:2] == b"PK" or start[:1] == b"\x80" or length > _HEADER_LIMIT:
+    if start[8:] != b"{" or length > _HEADER_LIMIT:  # every safetensors header is a JSON object
         raise ModelError(
             f"{path}: not a pixelwise checkpoint; other projects' weights are read by "
             "pixelwise.convert.load(path, origin=..., name=...)"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise import checkpoint
-from pixelwise.data import opening
+from pixelwise import data as datasets
 from pixelwise.data.dataset import Dataset
 from pixelwise.errors import DataError, UsageError
 from pixelwise.progress import track
@@ -62,8 +62,8 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
     """
     name, config, spec = _resolve_model(recipe)
     entry = find(name)
-    train = open_view(recipe, recipe.data.train, entry.task)
-    val = open_view(recipe, recipe.data.val, entry.task)
+    train = replace(open_view(recipe, recipe.data.train, entry.task), channels=spec.channels)
+    val = replace(open_view(recipe, recipe.data.val, entry.task), channels=spec.channels)
     classes = tuple(train.classes)
     config = _fit_to_data(name, config, len(classes), spec.channels)
     config |= _class_weights(recipe, train, entry, quiet=quiet)
@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
 def open_view(recipe: Recipe, split: str, task: Task) -> Dataset:
     """One split of a recipe's data, as the task needs it."""
     data = recipe.data
-    found = opening.open(data.source, images=data.images, split=split, format=data.format)
+    found = datasets.open(data.source, images=data.images, split=split, format=data.format)
     view = found.as_semantic() if task == "semantic" else found.as_instances()
     if len(view) == 0:
         raise DataError(

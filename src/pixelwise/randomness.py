@@ -26,7 +26,8 @@ def seed(value: int, *, deterministic: bool = False) -> None:
 
 def state() -> dict[str, Any]:
     """The position of every generator, as plain tensors and numbers."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    twister: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, place, has_gauss, gauss = twister
     return {
         "python": list(random.getstate()[1]),
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), place, has_gauss, gauss],

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from pixelwise import __version__, atomic
+from pixelwise.data.dataset import Dataset
 from pixelwise.errors import UsageError
 
 Row = dict[str, float | int]
@@ -203,18 +204,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def fingerprint(paths: Sequence[Path], annotation: Path) -> dict[str, Any]:
-    """What a split consisted of: the number of its pictures and one hash over names and sizes.
+def fingerprint(view: Dataset, annotation: Path) -> dict[str, Any]:
+    """What a split consisted of: the number of its pictures, and hashes that a change changes.
 
     Args:
-        paths:      pictures of the split.
+        view:       the split; names and sizes of its pictures and label files are hashed.
         annotation: file or folder the annotations came from; a file is hashed whole.
     """
     digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size if path.exists() else -1
-        digest.update(f"{path.name} {size}\n".encode())
-    found: dict[str, Any] = {"images": len(paths), "sha256_names_sizes": digest.hexdigest()}
+    for i in range(len(view)):
+        for path in (view.path(i), *view.label_files(i)):
+            size = path.stat().st_size if path.exists() else -1
+            digest.update(f"{path.name} {size}\n".encode())
+    found: dict[str, Any] = {"images": len(view), "sha256_names_sizes": digest.hexdigest()}
     if annotation.is_file():
         found["annotation_sha256"] = hashlib.sha256(annotation.read_bytes()).hexdigest()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -110,8 +111,8 @@ class Session:
 
     @property
     def epoch(self) -> int:
-        """Passes over the data begun so far, from 0."""
-        return self.position.step // self.steps_per_epoch
+        """Number of the epoch that the newest step belongs to, from 1; 0 before the first."""
+        return math.ceil(self.position.step / self.steps_per_epoch)
 
     @property
     def done(self) -> bool:

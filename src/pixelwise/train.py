@@ -187,10 +187,7 @@ def _write_records(session: Session, recipe: Recipe, *, resumed: bool) -> None:
     folder.write_json("environment.json", run_folder.environment())
     source = Path(recipe.data.source)
     splits = {recipe.data.train: parts.train, recipe.data.val: parts.val}
-    hashes = {
-        name: run_folder.fingerprint([view.path(i) for i in range(len(view))], source)
-        for name, view in splits.items()
-    }
+    hashes = {name: run_folder.fingerprint(view, source) for name, view in splits.items()}
     folder.write_json("data.json", {"source": str(source.resolve()), "splits": hashes})
     for note in parts.notes:
         folder.say(note)
@@ -309,7 +306,7 @@ def _backward(session: Session, batch: Batch, share: float) -> float:
     loss = torch.stack([value.float() for value in losses.values()]).sum()
     value = float(loss.detach())
     if not math.isfinite(value):
-        named = ", ".join(f"{name} {float(v):.4g}" for name, v in losses.items())
+        named = ", ".join(f"{name} {float(v.detach()):.4g}" for name, v in losses.items())
         _stop_at_bad_batch(session, batch, f"its loss is {value} ({named})")
     # DDP averages over processes; the shares add up to one over all of them.
     compute.backward(loss * (share * compute.world))

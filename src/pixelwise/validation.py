@@ -164,19 +164,14 @@ def _draw_pictures(session: Session, system: nn.Module) -> None:
             ],
             titles=["annotation", "prediction"],
         )
-        name = f"epoch_{_last_epoch(session):03d}_{number:02d}.jpg"
+        name = f"epoch_{session.epoch:03d}_{number:02d}.jpg"
         Image.fromarray(picture).save(folder.path / "pictures" / name, quality=90)
     system.train(was_training)
 
 
-def _last_epoch(session: Session) -> int:
-    """Number of the epoch the newest step belongs to, from 1."""
-    return math.ceil(session.position.step / session.steps_per_epoch)
-
-
 def _log_validation(session: Session, report: Report, *, improved: bool) -> None:
     row: run_folder.Row = {
-        "epoch": _last_epoch(session),
+        "epoch": session.epoch,
         "step": session.position.step,
         **{f"val/{name}": value for name, value in report.metrics.items() if math.isfinite(value)},
         "time_s": round(session.elapsed_s, 3),
@@ -188,6 +183,6 @@ def _log_validation(session: Session, report: Report, *, improved: bool) -> None
     names = [*list(report.metrics)[:_SUMMARY], *(["loss"] if "loss" in report.metrics else [])]
     values = ", ".join(f"{name} {show(report.metrics[name])}" for name in names)
     session.folder.say(
-        f"epoch {_last_epoch(session)}, step {session.position.step}: {values}"
+        f"epoch {session.epoch}, step {session.position.step}: {values}"
         f"{' (best)' if improved else ''}"
     )
