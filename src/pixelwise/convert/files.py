@@ -19,6 +19,8 @@ from pixelwise.errors import ModelError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "weights")
 _UNKNOWN_GLOBAL = re.compile(r"Unsupported global: GLOBAL ([\w.]+)")
+_HOSTILE_GLOBAL = re.compile(r"GLOBAL ([\w.]+) whose module")
+_HOSTILE_MODULES = ("builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess")
 _MAX_UNKNOWN = 100  # classes; a checkpoint that needs more is not one
 
 
@@ -49,9 +51,7 @@ def read_state(path: Path | str) -> dict[str, Tensor]:
         ValueError,
         KeyError,
     ) as error:
-        raise ModelError(
-            f"{path}: not a checkpoint that can be read ({_first_line(error)})"
-        ) from error
+        raise ModelError(f"{path}: {_explain(error)}") from error
     return unwrap(content, str(path))
 
 
@@ -145,6 +145,8 @@ class _ArrayUnpickler(pickle.Unpickler):
             return super().find_class(module_name, global_name)
         if (module_name, global_name) == ("collections", "OrderedDict"):
             return dict
+        if module_name in _HOSTILE_MODULES and global_name not in ("set", "frozenset"):
+            raise pickle.UnpicklingError(f"GLOBAL {module_name}.{global_name} whose module")
         return _stand_in(f"{module_name}.{global_name}")
 
 
@@ -154,5 +156,12 @@ def _read_plain_pickle(path: Path) -> Any:
         return cast("Any", unpickler).load()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _explain(error: Exception) -> str:
+    if found := _HOSTILE_GLOBAL.search(str(error)):
+        return (
+            f"refused: it asks to call {found[1]}, which no checkpoint needs; do not use this file"
+        )
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if first.startswith("Weights only load failed"):
+        first = "no pickle of tensors"
+    return f"not a checkpoint that can be read ({first}); download it again or give another file"
