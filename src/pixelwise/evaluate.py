@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, get_args
 
 import numpy as np
@@ -123,7 +124,7 @@ def evaluate(
     Args:
         model:    a `Segmenter`, a name, or the path of a checkpoint.
         data:     a data.yaml, a COCO json, a folder, or an opened data set.
-        split:    split of the data set; None takes all pictures.
+        split:    split of the data set; None takes all pictures. A COCO json is one split already.
         settings: see `Settings`.
 
     Returns:
@@ -140,7 +141,9 @@ def evaluate(
     device = settings.get("device")
     if not isinstance(model, Segmenter):
         model = load(model, device=None if device is None else str(device))
-    found = open_data(data, split=split)
+    found = open_data(data)
+    if split is not None and not _is_one_file(data):
+        found = found.split(split)
     view = found.as_semantic() if model.task == "semantic" else found.as_instances()
     if not len(view):
         raise UsageError(f"{data}: split {split!r} has no pictures to evaluate")
@@ -155,7 +158,8 @@ def evaluate(
     )
     source = view.sources[0].format if isinstance(data, Dataset) else str(data)
     return replace(
-        report, about={"model": model.name, "data": source, "split": split} | report.about
+        report,
+        about={"model": model.name, "data": source, "split": "+".join(found.splits)} | report.about,
     )
 
 
@@ -206,6 +210,11 @@ def evaluate_system(
     return Report.of(
         task, view.classes, meter.findings(), paths=meter.paths, losses=losses.means(), about=about
     )
+
+
+def _is_one_file(data: Dataset | str | os.PathLike[str]) -> bool:
+    """Whether the data is one annotation file, which knows no splits."""
+    return not isinstance(data, Dataset) and Path(data).suffix.lower() == ".json"
 
 
 def match_classes(model: Sequence[str], data: Sequence[str]) -> IntArray | None:

@@ -154,20 +154,31 @@ def _curves(rows: Sequence[Row], report: Report | None) -> str:
         ("Validation metrics", _metric_chart(rows, report)),
         ("Parts of the training loss", _chart(rows, _parts(rows, "train/loss/"))),
         ("Parts of the validation loss", _chart(rows, _parts(rows, "val/loss/"))),
-        ("Learning rate", _chart(rows, [("lr", "learning rate"), *_parts(rows, "lr/")])),
-        ("Pictures per second", _chart(rows, [("images_per_s", "training")])),
-        ("Memory, MB", _chart(rows, [("memory_mb", "peak")])),
     ]
-    drawn = "".join(
-        f'<div class="panel"><h3>{title}</h3>{chart}</div>' for title, chart in panels if chart
+    small = [
+        ("Learning rate", _chart(rows, [("lr", "learning rate"), *_parts(rows, "lr/")])),
+        ("Pictures per second", _chart(rows, [("images_per_s", "training")], from_zero=True)),
+        ("Memory, MB", _chart(rows, [("memory_mb", "peak")], from_zero=True)),
+    ]
+    return (
+        f'<section><h2>Curves</h2><div class="charts">{_panels(panels)}</div>'
+        f'<div class="charts small">{_panels(small)}</div></section>'
     )
-    return f'<section><h2>Curves</h2><div class="charts">{drawn}</div></section>'
 
 
-def _chart(rows: Sequence[Row], keys: Sequence[tuple[str, str]]) -> str:
+def _panels(charts: Sequence[tuple[str, str]]) -> str:
+    """Charts with their titles; an empty one is left out."""
+    return "".join(
+        f'<div class="panel"><h3>{escape(title)}</h3>{chart}</div>'
+        for title, chart in charts
+        if chart
+    )
+
+
+def _chart(rows: Sequence[Row], keys: Sequence[tuple[str, str]], *, from_zero: bool = False) -> str:
     """A chart of some columns over the step; empty where no row has any of them."""
     series = [one for key, name in keys if (one := _series(rows, key, name)) is not None]
-    return line_chart(series, x_label="step") if series else ""
+    return line_chart(series, x_label="step", from_zero=from_zero) if series else ""
 
 
 def _series(rows: Sequence[Row], key: str, name: str) -> Series | None:
@@ -266,8 +277,10 @@ def _quality(report: Report | None) -> str:
         chosen = [row["class"] for row in often if row["class"] in classes][:8]
         title = "Most frequent classes, IoU 0.5" if len(classes) > 8 else "Classes, IoU 0.5"
         panels.append((title, drawn({name: classes[name] for name in chosen})))
-    boxes = "".join(f'<div class="panel"><h3>{t}</h3>{chart}</div>' for t, chart in panels)
-    return f'<section><h2>Precision over recall</h2><div class="charts">{boxes}</div></section>'
+    return (
+        "<section><h2>Precision over recall</h2>"
+        f'<div class="charts">{_panels(panels)}</div></section>'
+    )
 
 
 def _per_class(report: Report | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 14, 40
 _SERIES = 8  # colours in the style sheet
 _MARKED = 60  # up to this many points each gets a dot
 _CELL = 34  # largest side of a cell of a matrix, pixels
@@ -60,6 +60,7 @@ def line_chart(
     *,
     x_label: str,
     y_range: tuple[float, float] | None = None,
+    from_zero: bool = False,
     best: tuple[float, float] | None = None,
 ) -> str:
     """Lines over a common axis, with a legend below.
@@ -68,6 +69,7 @@ def line_chart(
         series:  the lines.
         x_label: what the horizontal axis counts.
         y_range: fixed vertical range; None fits the data.
+        from_zero: start the vertical range at 0.
         best:    a point (x, y) to ring.
 
     Returns:
@@ -76,7 +78,7 @@ def line_chart(
     shown = [s for s in series if any(math.isfinite(y) for y in s.ys)]
     if not shown:
         return '<p class="note">no finite values</p>'
-    frame = _frame(shown, y_range)
+    frame = _frame(shown, y_range, from_zero=from_zero)
     parts = [_axes(frame, x_label)]
     for number, one in enumerate(shown):
         color = (number if one.color is None else one.color) % _SERIES
@@ -164,7 +166,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}"
 
 
-def _frame(series: Sequence[Series], y_range: tuple[float, float] | None) -> _Frame:
+def _frame(
+    series: Sequence[Series], y_range: tuple[float, float] | None, *, from_zero: bool
+) -> _Frame:
     xs = [x for s in series for x in s.xs]
     ys = [y for s in series for y in s.ys if math.isfinite(y)]
     x0, x1 = min(xs), max(xs)
@@ -173,7 +177,7 @@ def _frame(series: Sequence[Series], y_range: tuple[float, float] | None) -> _Fr
     if y_range is not None:
         return _Frame(x0, x1, *y_range)
     y0, y1 = min(ys), max(ys)
-    if y0 >= 0 and y0 < 0.5 * y1:
+    if from_zero or 0 <= y0 < 0.5 * y1:
         y0 = 0.0  # a loss or a share reads best from zero
     if y0 == y1:
         y0, y1 = y0 - max(abs(y0), 1e-6) * 0.5, y1 + max(abs(y1), 1e-6) * 0.5
