@@ -99,6 +99,8 @@ def _read_torch(path: Path) -> Any:
             found = _UNKNOWN_GLOBAL.search(str(error))
             if found is None or any(name == found[1] for _, name in stand_ins):
                 raise
+            if "." not in found[1]:  # torch names builtins without their module
+                raise pickle.UnpicklingError(f"GLOBAL builtins.{found[1]} whose module") from None
             stand_ins.append((_stand_in(found[1]), found[1]))
     raise pickle.UnpicklingError(f"more than {_MAX_UNKNOWN} unknown classes")
 
