@@ -36,6 +36,11 @@ class Entry:
 # fmt: off
 SYSTEMS: dict[str, Entry] = {
     "deeplabv3plus": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3plus_xception65": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
+    "deeplabv3plus_xception71": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="xception71"), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
+    "deeplabv3plus_resnet50": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3plus_resnet101": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet101"), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3plus_efficientnet_lite0": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", aspp_width=128, decoder_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "mask_rcnn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet101_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
