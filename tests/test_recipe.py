@@ -118,7 +118,9 @@ def test_missing_binary_and_folder(tmp_path):
 
 @pytest.mark.parametrize("name", recipes.packaged_recipes())
 def test_packaged_recipes_are_valid(name):
-    recipe = recipes.read(name)
+    with pytest.raises(UsageError, match=r"data.source is missing; add it, or pass data.source="):
+        recipes.read(name)
+    recipe = recipes.read(name, ["data.source=somewhere"])
     assert isinstance(recipe, Recipe)
     if recipe.model.name:
         recipes.check_config(recipe.model.name, recipe.model.config)

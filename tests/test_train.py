@@ -147,7 +147,9 @@ def test_averaged_weights_are_saved_and_evaluated(data, tmp_path):
     state = torch.load(averaged.out / "state/last.pt", weights_only=True)
     assert_same_weights(state["system"], weights(plain.last))  # the average changes no step
     assert_same_weights(state["average"]["average"], weights(averaged.last))
-    assert not torch.equal(weights(averaged.last)["classify.weight"], state["system"]["classify.weight"])
+    assert not torch.equal(
+        weights(averaged.last)["classify.weight"], state["system"]["classify.weight"]
+    )
 
 
 def test_switches(data, tmp_path):
@@ -221,7 +223,9 @@ def test_fine_tuning_from_a_checkpoint(data, tmp_path):
         out=tmp_path / "second", quiet=True, optim={"lr": 0.0}, **{"log.pictures": 0},
     )  # fmt: skip
     assert_same_weights(weights(first.best), weights(second.best))
-    assert "reused 3 of 3 classes by name: ground, red, blue" in (second.out / "log.txt").read_text()
+    assert (
+        "reused 3 of 3 classes by name: ground, red, blue" in (second.out / "log.txt").read_text()
+    )
 
 
 def test_dry_run_leaves_nothing_and_counts_memory(data, tmp_path):
@@ -239,6 +243,7 @@ def test_dry_run_leaves_nothing_and_counts_memory(data, tmp_path):
 
 WRONG = [
     ({"data": {"batch_size": 4}, "optim": {"accumulate": 3}}, UsageError, "multiple of 3"),
+    ({"data": {"batch_size": 9}}, UsageError, "more than the 8 pictures of split 'train'"),
     ({"data": {"train": "nowhere"}}, DataError, "no split 'nowhere'"),
     ({"data": {"source": "none.yaml"}}, DataError, "none.yaml"),
     ({"data": {"mean": [0.1]}}, UsageError, "give both or neither"),

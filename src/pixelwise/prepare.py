@@ -91,7 +91,7 @@ def open_view(recipe: Recipe, split: str, task: Task) -> Dataset:
         raise DataError(
             f"{data.source}: split {split!r} has no pictures; see `pixelwise data stats`"
         )
-    return view
+    return view if data.limit is None else view.subset(range(min(data.limit, len(view))))
 
 
 def _resolve_model(recipe: Recipe) -> tuple[str, dict[str, Any], InputSpec]:

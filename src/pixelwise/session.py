@@ -144,7 +144,12 @@ def open_session(
     if recipe.run.compile:
         module.compile()
     decay = recipe.optim.ema_decay
-    per_epoch = max(1, len(parts.train) // recipe.data.batch_size)
+    per_epoch = len(parts.train) // recipe.data.batch_size
+    if per_epoch == 0:
+        raise UsageError(
+            f"data.batch_size = {recipe.data.batch_size} is more than the {len(parts.train)} "
+            f"pictures of split {recipe.data.train!r}; lower it"
+        )
     total = recipe.run.steps or per_epoch * (recipe.run.epochs or 0)
     return Session(
         recipe=recipe,

@@ -198,6 +198,7 @@ class DataRecipe(_Section):
         images:     folder of the pictures, where the annotation file does not say.
         format:     format of the annotations; guessed if missing.
         train, val: names of the splits.
+        limit:      use the first so many pictures of each split only, to try things out.
         batch_size: pictures per optimiser step, over all processes and accumulated parts.
         workers:    reader processes per training process; 0 reads in the training process.
         resize:     how a picture is brought to size; None takes the system's own rule.
@@ -213,6 +214,7 @@ class DataRecipe(_Section):
     format: str | None = None
     train: str = "train"
     val: str = "val"
+    limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=8, ge=1)
     workers: int = Field(default=2, ge=0)
     resize: ResizeRule | None = None
