@@ -120,19 +120,19 @@ def test_targets_of_a_drawn_case():
     objects = target([[10, 10, 18, 18], [20, 4, 40, 30]])
     torch.manual_seed(0)
     drawn = net.targets(anchors, [objects, objects])
-    per_image = len(drawn.index) // 2
+    per_image = len(drawn.chosen) // 2
     assert per_image <= 256
     count = int(drawn.is_object.sum())
     assert drawn.is_object[:count].all()
     assert len(drawn.deltas) == count
     iou = pairwise_iou(objects.boxes, anchors)
-    positive = drawn.index[: count // 2]
+    positive = drawn.chosen[: count // 2]
     best = iou.amax(dim=1)
     assert ((iou[:, positive] >= 0.7).any(0) | (iou[:, positive] == best[:, None]).any(0)).all()
     matched = objects.boxes[iou[:, positive].argmax(0)]
     expected = encode_boxes(anchors[positive], matched, (1, 1, 1, 1))
     torch.testing.assert_close(drawn.deltas[: count // 2], expected)
-    negatives = drawn.index[count:] % len(anchors)
+    negatives = drawn.chosen[count:] % len(anchors)
     assert (iou[:, negatives].amax(dim=0) < 0.3).all()
 
 
@@ -175,7 +175,7 @@ def test_anchors_in_a_crowd_are_ignored():
     net = build()
     anchors = torch.cat(net.anchors.place(maps_for(), (32, 48)))
     drawn = net.targets(anchors, [target([[-90, -90, 140, 140]], [True])])
-    assert len(drawn.index) == 0
+    assert len(drawn.chosen) == 0
     assert (
         net.loss(net.predict(maps_for()), (32, 48), [target([[-90, -90, 140, 140]], [True])])[
             "rpn_objectness"

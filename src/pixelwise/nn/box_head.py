@@ -167,7 +167,7 @@ class BoxHead(nn.Module):
             output.logits, labels, ignore_index=UNCOUNTED, reduction="sum"
         )
         inside = regions.is_object.nonzero()[:, 0]  # [P]
-        deltas = output.deltas.unflatten(1, (-1, 4))[inside, labels[inside]]  # [P, 4]
+        deltas = output.deltas.reshape(len(labels), -1, 4)[inside, labels[inside]]  # [P, 4]
         box = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=self.conventions.box_beta)
         return {"class": classification / count, "box": box / count}
 
@@ -183,7 +183,7 @@ class BoxHead(nn.Module):
             D detections per image.
         """
         batch, count = proposals.valid.shape
-        probs = output.logits.softmax(dim=1)[:, :-1].unflatten(0, (batch, count))  # [B, N, K]
+        probs = output.logits.softmax(dim=1)[:, :-1].reshape(batch, count, -1)  # [B, N, K]
         probs = probs.masked_fill(~proposals.valid[..., None], 0.0)
         deltas = output.deltas.reshape(batch, count * self.num_classes, 4)  # [B, N * K, 4]
         limit = max(CANDIDATES, 4 * self.detections)

@@ -85,12 +85,12 @@ class RPNMaps(NamedTuple):
 class RPNTargets(NamedTuple):
     """The anchors drawn from a batch; flat positions run over images, then anchors.
 
-    index:     [S] int64, the positives first.
+    chosen:    [S] int64, the positives first.
     is_object: [S] float, 1 or 0.
     deltas:    [P, 4], what the positives should predict.
     """
 
-    index: Tensor
+    chosen: Tensor
     is_object: Tensor
     deltas: Tensor
 
@@ -168,10 +168,10 @@ class RPN(nn.Module):
             positives.append(positive + image * len(anchors))
             negatives.append(negative + image * len(anchors))
             deltas.append(encode_boxes(anchors[positive], target.boxes[matches[positive]], WEIGHTS))
-        index = torch.cat(positives + negatives)  # [S]
-        is_object = torch.zeros(len(index), device=index.device)
+        chosen = torch.cat(positives + negatives)  # [S]
+        is_object = torch.zeros(len(chosen), device=chosen.device)
         is_object[: sum(map(len, positives))] = 1
-        return RPNTargets(index, is_object, torch.cat(deltas))
+        return RPNTargets(chosen, is_object, torch.cat(deltas))
 
     def loss(
         self, maps: RPNMaps, size: Size, targets: Sequence[InstanceTarget]
@@ -189,11 +189,11 @@ class RPN(nn.Module):
         with torch.no_grad():
             wanted = self.targets(torch.cat(self.anchors.place(maps.logits, size)), targets)
         logits, deltas = self._flatten(maps)
-        logits = torch.cat(logits, dim=1).flatten()[wanted.index]  # [S]
+        logits = torch.cat(logits, dim=1).flatten()[wanted.chosen]  # [S]
         deltas = torch.cat(deltas, dim=1).flatten(0, 1)  # [B * A, 4]
-        deltas = deltas[wanted.index[: len(wanted.deltas)]]  # [P, 4]
+        deltas = deltas[wanted.chosen[: len(wanted.deltas)]]  # [P, 4]
         rules = self.conventions
-        count = len(wanted.index) if rules.sampled_normaliser else ANCHORS_PER_IMAGE * len(targets)
+        count = len(wanted.chosen) if rules.sampled_normaliser else ANCHORS_PER_IMAGE * len(targets)
         objectness = F.binary_cross_entropy_with_logits(logits, wanted.is_object, reduction="sum")
         box = F.smooth_l1_loss(deltas, wanted.deltas, reduction="sum", beta=rules.box_beta)
         return {"rpn_objectness": objectness / max(count, 1), "rpn_box": box / max(count, 1)}
@@ -263,7 +263,7 @@ class RPN(nn.Module):
         """Per level, logits [B, h * w * A] and deltas [B, h * w * A, 4] in the order of anchors."""
         logits = [x.float().permute(0, 2, 3, 1).flatten(1) for x in maps.logits]
         deltas = [
-            x.float().unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+            x.float().permute(0, 2, 3, 1).reshape(len(x), -1, 4)  # 4a + j: a, then j
             for x in maps.deltas
         ]
         return logits, deltas

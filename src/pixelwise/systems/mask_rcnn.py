@@ -289,7 +289,8 @@ class MaskRCNN(nn.Module):
             logits = self.mask_head.predict(self.mask_features(pyramid, rois[index]))
             return self.mask_head.of_class(logits, labels[index])
 
-        return _on_valid(found.valid.flatten(), run).unflatten(0, found.labels.shape)
+        logits = _on_valid(found.valid.flatten(), run)  # [B * D, M, M]
+        return logits.reshape(*found.labels.shape, *logits.shape[1:])
 
 
 def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
@@ -361,5 +362,6 @@ def _on_valid(valid: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
     index = valid.nonzero()[:, 0]
     # One row at least, to learn the shape.
     index = index if len(index) else index.new_zeros(1)
-    rows = torch.cat([run(part) for part in index.split(REGIONS_AT_ONCE)])
+    chunks = torch.split(index, REGIONS_AT_ONCE)
+    rows = torch.cat([run(part) for part in chunks])
     return rows.new_zeros(len(valid), *rows.shape[1:]).index_copy(0, index, rows)
