@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pixelwise.data.check import CheckReport as CheckReport
     from pixelwise.data.dataset import Dataset as Dataset
+    from pixelwise.data.dataset import open as open
     from pixelwise.data.images import read_image as read_image
     from pixelwise.data.images import read_label as read_label
-    from pixelwise.data.opening import open as open
     from pixelwise.data.sample import Instances as Instances
     from pixelwise.data.sample import Sample as Sample
 
 _CONTENTS = {
-    "open": "opening",
+    "open": "dataset",
     "Dataset": "dataset",
     "Instances": "sample",
     "Sample": "sample",

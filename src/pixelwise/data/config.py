@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -56,7 +57,7 @@ class DataConfig:
 
     Args:
         root:       folder that all paths are relative to.
-        splits:     name → where its files are.
+        splits:     name → where its files are; several places where a list was written.
         format:     one of FORMATS, or None to guess.
         names:      raw value (or class number) → class name; None where the format knows.
         void:       raw values that count for nothing.
@@ -66,10 +67,12 @@ class DataConfig:
         background: name of the class of pixels without any object in the semantic view of objects;
                     None leaves such pixels ignored.
         file:       the data.yaml, for messages.
+        void_colors: colours that count for nothing.
+        lenient:    leave broken annotations out instead of stopping at the first; for the check.
     """
 
     root: Path
-    splits: Mapping[str, SplitPlace]
+    splits: Mapping[str, tuple[SplitPlace, ...]]
     format: str | None = None
     names: Mapping[int, str] | None = None
     void: frozenset[int] = frozenset()
@@ -78,7 +81,8 @@ class DataConfig:
     layout: str | None = None
     background: str | None = "background"
     file: str = ""
-    void_colors: tuple[Color, ...] = field(default=())
+    void_colors: tuple[Color, ...] = ()
+    lenient: bool = False
 
 
 def read_config(path: Path) -> DataConfig:
@@ -89,10 +93,9 @@ def read_config(path: Path) -> DataConfig:
     """
     raw = _load_yaml(path)
     _refuse_unknown(raw, path)
-    root = Path(str(raw.get("path") or ".")).expanduser()
-    root = root if root.is_absolute() else path.parent / root
+    root = _root(raw, path)
     splits = {
-        name: _place(raw[name], root, raw, f"{path}: {name}") for name in SPLITS if raw.get(name)
+        name: _places(raw[name], root, raw, f"{path}: {name}") for name in SPLITS if raw.get(name)
     }
     if not splits:
         raise DataError(f"{path}: none of train, val and test is set; name at least one folder")
@@ -123,7 +126,15 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid YAML ({error}); correct it in an editor") from error
     if not isinstance(raw, dict):
         raise DataError(f"{path}: expected keys like path, train, val and names at the top level")
-    return raw
+    return {str(key): value for key, value in cast("dict[Any, Any]", raw).items()}
+
+
+def _as_list(value: Any) -> list[Any] | None:
+    return cast("list[Any]", value) if isinstance(value, list) else None
+
+
+def _as_mapping(value: Any) -> dict[Any, Any] | None:
+    return cast("dict[Any, Any]", value) if isinstance(value, dict) else None
 
 
 def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
@@ -134,20 +145,38 @@ def _refuse_unknown(raw: Mapping[str, Any], path: Path) -> None:
             raise DataError(f"{path}: unknown key {key!r}; {hint}")
 
 
+def _root(raw: Mapping[str, Any], path: Path) -> Path:
+    """`path` relative to the file; ultralytics means a folder of its own settings by it."""
+    stated = Path(str(raw.get("path") or ".")).expanduser()
+    root = stated if stated.is_absolute() else path.parent / stated
+    if root.is_dir():
+        return root
+    first = str(next((raw[name] for name in SPLITS if isinstance(raw.get(name), str)), "."))
+    for guess in (path.parent / stated.name, path.parent):
+        if (guess / first).exists():
+            return guess
+    raise DataError(f"{path}: path is {stated}, and {root} does not exist; correct `path`")
+
+
+def _places(value: Any, root: Path, raw: Mapping[str, Any], where: str) -> tuple[SplitPlace, ...]:
+    entries = _as_list(value)
+    return tuple(_place(e, root, raw, where) for e in (entries if entries is not None else [value]))
+
+
 def _place(value: Any, root: Path, raw: Mapping[str, Any], where: str) -> SplitPlace:
     folder = raw.get("images")
-    if isinstance(value, Mapping):
-        extra = set(value) - {"annotations", "labels", "images"}
+    parts = _as_mapping(value)
+    if parts is not None:
+        extra = set(map(str, parts)) - {"annotations", "labels", "images"}
         if extra:
             raise DataError(f"{where}: unknown key {min(extra)!r}; it takes images and annotations")
-        annotations = value.get("annotations", value.get("labels"))
-        images = value.get("images", folder)
+        annotations = parts.get("annotations", parts.get("labels"))
+        images = parts.get("images", folder)
     elif isinstance(value, str):
         annotations, images = (value, folder) if value.endswith(".json") else (None, value)
     else:
         raise DataError(
-            f"{where}: expected one path, found {value!r}; put the folders under one parent, "
-            f"or list the pictures in a text file"
+            f"{where}: expected a path, a list of paths, or images and annotations; found {value!r}"
         )
     if not annotations and not images:
         raise DataError(f"{where}: neither images nor annotations is set")
@@ -170,19 +199,23 @@ def _under(root: Path, value: Any) -> Path:
 def _names(value: Any, path: Path) -> dict[int, str] | None:
     if value is None:
         return None
-    if isinstance(value, list):
-        names = {i: str(name) for i, name in enumerate(value)}
-    elif isinstance(value, dict):
-        try:
-            names = {
-                int(key): str(name) for key, name in sorted(value.items(), key=lambda e: int(e[0]))
-            }
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: names must map numbers to names, as in 0: road") from error
-    else:
+    by_number = _as_mapping(value)
+    listed = _as_list(value)
+    if by_number is None and listed is None:
         raise DataError(
             f"{path}: names must be a list, or numbers mapped to names; found {value!r}"
         )
+    try:
+        pairs = [(int(key), name) for key, name in (by_number or {}).items()]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: names must map numbers to names, as in 0: road") from error
+    pairs = pairs or list(enumerate(listed or []))
+    for _, name in pairs:
+        if isinstance(name, bool):
+            raise DataError(
+                f"{path}: names holds {name}: YAML reads yes, no, on and off as that; quote it"
+            )
+    names = {number: str(name) for number, name in sorted(pairs, key=itemgetter(0))}
     repeated = {name for name in names.values() if list(names.values()).count(name) > 1}
     if repeated:
         raise DataError(f"{path}: names holds {min(repeated)!r} twice; rename one of the classes")
@@ -196,12 +229,12 @@ def _things(
 ) -> tuple[str, ...] | None:
     listed: dict[str, list[str]] = {}
     for key in ("things", "stuff"):
-        value = raw.get(key)
-        if value is None:
+        if raw.get(key) is None:
             continue
-        if not isinstance(value, list):
+        entries = _as_list(raw[key])
+        if entries is None:
             raise DataError(f"{path}: {key} must be a list of class names")
-        listed[key] = [_class_name(entry, names, f"{path}: {key}") for entry in value]
+        listed[key] = [_class_name(entry, names, f"{path}: {key}") for entry in entries]
     if "things" in listed:
         return tuple(listed["things"])
     if "stuff" in listed and names is not None:
@@ -223,7 +256,9 @@ def _class_name(entry: Any, names: Mapping[int, str] | None, where: str) -> str:
 
 def _void(value: Any, path: Path) -> tuple[frozenset[int], tuple[Color, ...]]:
     """Raw values, and colours where the labels are coded by colour."""
-    entries = value if isinstance(value, list) else [] if value is None else [value]
+    entries = _as_list(value)
+    if entries is None:
+        entries = [] if value is None else [value]
     numbers: set[int] = set()
     colors: list[Color] = []
     for entry in entries:
@@ -238,17 +273,18 @@ def _colors(value: Any, names: Mapping[int, str] | None, path: Path) -> tuple[Co
     if value is None:
         return None
     where = f"{path}: colors"
-    if isinstance(value, dict):
+    mapped, entries = _as_mapping(value), _as_list(value)
+    if mapped is not None:
         if names is None:
             raise DataError(f"{where}: colours by name need names as well")
-        by_name = {_class_name(key, names, where): entry for key, entry in value.items()}
+        by_name = {_class_name(key, names, where): entry for key, entry in mapped.items()}
         missing = [name for name in names.values() if name not in by_name]
         if missing:
             raise DataError(f"{where}: no colour for {missing[0]!r}; add one")
-        value = [by_name[name] for name in names.values()]
-    if not isinstance(value, list):
+        entries = [by_name[name] for name in names.values()]
+    if entries is None:
         raise DataError(f"{where}: expected a list of colours; found {value!r}")
-    colors = tuple(parse_color(entry, where) for entry in value)
+    colors = tuple(parse_color(entry, where) for entry in entries)
     if names is not None and len(colors) != len(names):
         raise DataError(f"{where}: {len(colors)} colours for {len(names)} names; make them as many")
     return colors
@@ -261,9 +297,9 @@ def parse_color(entry: Any, where: str) -> Color:
             return int(entry[1:3], 16), int(entry[3:5], 16), int(entry[5:7], 16)
         except ValueError:
             pass
-    if isinstance(entry, list | tuple) and len(entry) == 3:
-        if all(isinstance(c, int) and 0 <= c <= 255 for c in entry):
-            return int(entry[0]), int(entry[1]), int(entry[2])
+    parts = _as_list(entry) or []
+    if len(parts) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in parts):
+        return int(parts[0]), int(parts[1]), int(parts[2])
     raise DataError(f"{where}: {entry!r} is no colour; write [128, 64, 128] or '#804080'")
 
 

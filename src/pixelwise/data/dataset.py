@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from pixelwise.data.config import FORMATS, DataConfig, SplitPlace, read_config
+from pixelwise.data.guess import guess_format, guess_splits, split_of_json
 from pixelwise.data.images import read_image
 from pixelwise.data.paint import paint_instances, split_components
 from pixelwise.data.readers.pixels import label_size_message
@@ -24,6 +28,17 @@ if TYPE_CHECKING:
 
 View = Literal["plain", "semantic", "instance"]
 
+# format → module of `readers`, imported when it is needed
+_READERS = {
+    "coco": "coco",
+    "voc": "voc",
+    "yolo-seg": "yolo",
+    "masks": "masks",
+    "cityscapes": "cityscapes",
+    "ade20k": "ade20k",
+    "camvid": "camvid",
+}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
@@ -33,14 +48,15 @@ class Dataset:
     guarantees `instances`; both have the same interface.
 
     Args:
-        sources:     one per split.
-        names:       of the splits, as many.
+        sources:     one per split, or several where a split was given as a list.
+        names:       the split of each source.
         index:       [n, 2] int64, the source and the position in it of each picture.
         view:        which of the three views this is.
         background:  class of pixels without an object, in the semantic view of objects; None leaves
                      them ignored.
         components:  take connected pieces as objects where only classes are known.
         channels:    of the pictures.
+        config:      what it was opened with.
     """
 
     sources: tuple[Source, ...]
@@ -50,6 +66,7 @@ class Dataset:
     background: str | None = "background"
     components: bool = False
     channels: int = 3
+    config: DataConfig | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,7 +83,7 @@ class Dataset:
     @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits; ("all",) where the files tell none apart."""
-        return self.names
+        return tuple(dict.fromkeys(self.names))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,13 +116,19 @@ class Dataset:
         """
         if name not in self.names:
             raise DataError(
-                f"the data set has no split {name!r}; it has {', '.join(self.names)}"
+                f"the data set has no split {name!r}; it has {', '.join(self.splits)}"
                 + ("; name the splits in a data.yaml" if self.names == ("all",) else "")
             )
-        at = self.names.index(name)
-        chosen = self.index[self.index[:, 0] == at].copy()
-        chosen[:, 0] = 0
-        return replace(self, sources=(self.sources[at],), names=(name,), index=chosen)
+        mine = [k for k, other in enumerate(self.names) if other == name]
+        renumber = np.full(len(self.names), -1, np.int64)
+        renumber[mine] = np.arange(len(mine))
+        chosen = self.index[np.isin(self.index[:, 0], mine)]
+        return replace(
+            self,
+            sources=tuple(self.sources[k] for k in mine),
+            names=(name,) * len(mine),
+            index=np.stack([renumber[chosen[:, 0]], chosen[:, 1]], axis=1),
+        )
 
     def subset(self, indices: Sequence[int] | IntArray) -> Dataset:
         """The pictures at these positions, in that order."""
@@ -149,17 +172,17 @@ class Dataset:
 
     def path(self, i: int) -> Path:
         """The file of picture i."""
-        source, at = self._locate(i)
+        source, at = self.locate(i)
         return source.files.path(at)
 
     def size(self, i: int) -> Size:
         """(height, width) of picture i, as the annotation states it or from the file's header."""
-        source, at = self._locate(i)
+        source, at = self.locate(i)
         return source.files.size(at)
 
     def label_files(self, i: int) -> Sequence[Path]:
         """The files that hold the annotation of picture i alone."""
-        source, at = self._locate(i)
+        source, at = self.locate(i)
         return source.label_files(at)
 
     def __getitem__(self, i: int) -> Sample:
@@ -183,7 +206,7 @@ class Dataset:
         Returns:
             What this view guarantees, and in the plain view what the files hold.
         """
-        source, at = self._locate(i)
+        source, at = self.locate(i)
         size = size or source.files.size(at)
         labels = instances = None
         if self.view == "semantic":
@@ -194,6 +217,16 @@ class Dataset:
             labels = self._read_labels(source, at, size) if source.has_labels else None
             instances = source.instances(at, size) if source.has_instances else None
         return labels, instances
+
+    def locate(self, i: int) -> tuple[Source, int]:
+        """The source of picture i, and its position there.
+
+        Raises:
+            IndexError: there are not that many.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"picture {i} of {len(self)}")
+        return self.sources[int(self.index[i, 0])], int(self.index[i, 1])
 
     def check(self, *, quiet: bool = False) -> CheckReport:
         """Read every file and list what is wrong; see `pixelwise.data.check`."""
@@ -206,11 +239,6 @@ class Dataset:
         from pixelwise.data.stats import measure
 
         return measure(self, quiet=quiet)
-
-    def _locate(self, i: int) -> tuple[Source, int]:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"picture {i} of {len(self)}")
-        return self.sources[int(self.index[i, 0])], int(self.index[i, 1])
 
     def _things(self) -> tuple[int, ...]:
         source = self.sources[0]
@@ -249,3 +277,101 @@ class Dataset:
         position[list(things)] = np.arange(len(things))
         labels = position[found.labels]
         return replace(found, labels=labels).select(labels >= 0)
+
+
+def open(
+    source: str | os.PathLike[str] | Dataset,
+    *,
+    images: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    format: str | None = None,
+    lenient: bool = False,
+) -> Dataset:
+    """Open a data set.
+
+    >>> data = open("city/data.yaml", split="val")                    # doctest: +SKIP
+    >>> data = open("coco/instances_val2017.json", images="val2017")  # doctest: +SKIP
+
+    Args:
+        source: a data.yaml, a COCO json, or a folder of a known layout; a `Dataset` is passed on.
+        images: the folder of pictures, where it is not beside the annotations.
+        split:  only this split.
+        format: one of `config.FORMATS`, where the guess is wrong.
+        lenient: leave out annotations that cannot be understood instead of stopping; `check`
+                 lists them.
+
+    Returns:
+        The plain view of all splits (or of one).
+
+    Raises:
+        DataError: nothing there, an unknown layout, or an annotation file that cannot be read.
+    """
+    if isinstance(source, Dataset):
+        return source if split is None else source.split(split)
+    path = Path(source).expanduser()
+    if format is not None and format not in FORMATS:
+        raise DataError(f"unknown format {format!r}; known are {', '.join(FORMATS)}")
+    config = _configure(path, Path(images) if images is not None else None, format)
+    if split is not None:
+        config = _only(config, split, path)
+    return open_config(replace(config, lenient=lenient))
+
+
+def open_config(config: DataConfig) -> Dataset:
+    """Open the splits that a configuration names.
+
+    Raises:
+        DataError: as for `open`; splits that disagree about their classes.
+    """
+    sources: list[Source] = []
+    names: list[str] = []
+    for split, places in config.splits.items():
+        for place in places:
+            format = config.format or guess_format(place, config)
+            reader = import_module(f"pixelwise.data.readers.{_READERS[format]}")
+            sources.append(reader.open_split(place, config))
+            names.append(split)
+    for name, other in zip(names, sources, strict=True):
+        if other.classes != sources[0].classes:
+            raise DataError(
+                f"splits {names[0]} and {name} have different classes "
+                f"({len(sources[0].classes)} and {len(other.classes)}); "
+                f"list the common ones under `names` in data.yaml"
+            )
+    index = np.concatenate(
+        [
+            np.stack([np.full(len(s.files), k), np.arange(len(s.files))], 1)
+            for k, s in enumerate(sources)
+        ]
+    )
+    return Dataset(
+        sources=tuple(sources),
+        names=tuple(names),
+        index=index.astype(np.int64),
+        background=config.background,
+        config=config,
+    )
+
+
+def _configure(path: Path, images: Path | None, format: str | None) -> DataConfig:
+    if path.suffix.lower() in (".yaml", ".yml"):
+        config = read_config(path)
+        return config if format is None else replace(config, format=format)
+    if path.suffix.lower() == ".json":
+        place = SplitPlace(annotations=path, images=images)
+        return DataConfig(root=path.parent, splits={split_of_json(path): (place,)}, format="coco")
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the path of the data set")
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a data.yaml, a COCO .json, or a folder")
+    for name in ("data.yaml", "data.yml", "dataset.yaml"):
+        if (path / name).is_file():
+            config = read_config(path / name)
+            return config if format is None else replace(config, format=format)
+    return guess_splits(path, images, format)
+
+
+def _only(config: DataConfig, split: str, path: Path) -> DataConfig:
+    if split not in config.splits:
+        raise DataError(f"{path}: has no split {split!r}; it has {', '.join(config.splits)}")
+    return replace(config, splits={split: config.splits[split]})

@@ -64,7 +64,7 @@ def guess_splits(root: Path, images: Path | None, format: str | None) -> DataCon
     folders = _existing(root) or _existing(root / "images") or {"all": root}
     config = _config(root, format, folders)
     if format is None:
-        place = next(iter(config.splits.values()))
+        place = next(iter(config.splits.values()))[0]
         format = guess_format(place, config)
         config = _config(root, format, folders)
     if format == "yolo-seg":
@@ -78,7 +78,7 @@ def _config(root: Path, format: str | None, folders: dict[str, Path]) -> DataCon
             f"{root}: no data set of a known layout ({', '.join(FORMATS)}); "
             f"describe it in a data.yaml"
         )
-    places = {name: SplitPlace(images=folder) for name, folder in folders.items()}
+    places = {name: (SplitPlace(images=folder),) for name, folder in folders.items()}
     return DataConfig(root=root, splits=places, format=format)
 
 
@@ -104,14 +104,14 @@ def _by_folders(root: Path) -> str | None:
     return None
 
 
-def _coco_files(root: Path, images: Path | None) -> dict[str, SplitPlace]:
-    found: dict[str, SplitPlace] = {}
+def _coco_files(root: Path, images: Path | None) -> dict[str, tuple[SplitPlace, ...]]:
+    found: dict[str, tuple[SplitPlace, ...]] = {}
     for folder in (root / "annotations", root):
         files = sorted(folder.glob("instances_*.json")) or sorted(folder.glob("*.json"))
         for file in files:
             if _is_coco(file):
                 place = SplitPlace(annotations=file, images=images)
-                found.setdefault(split_of_json(file), place)
+                found.setdefault(split_of_json(file), (place,))
         if found:
             return found
     return found

@@ -18,7 +18,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ _LIMIT_VARIABLE = "PIXELWISE_MAX_PIXELS"
 
 
 def read_image(source: ImageSource, *, channels: int = 3) -> npt.NDArray[np.uint8]:
-    """Read a picture as 8-bit pixels, whatever it is stored as (the rules stand in the module's text).
+    """Read a picture as 8-bit pixels, however it is stored, by the rules of this module.
 
     Args:
         source:   a path, the bytes of a file, or an open binary file.
@@ -118,7 +118,7 @@ def describe_source(source: ImageSource) -> str:
 
 
 @contextmanager
-def _opened(source: ImageSource) -> Iterator[Image.Image]:
+def _opened(source: ImageSource) -> Generator[Image.Image, None, None]:
     """A Pillow image of the source; whatever fails inside the block becomes a `DataError`."""
     from PIL import Image, UnidentifiedImageError
 
@@ -207,7 +207,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def scale_to_8_bit(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Bring numbers of any type to 0..255 by the rules of this module, one rule for all channels."""
+    """Bring numbers of any type to 0..255 by the rules of this module, all channels alike."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype == np.bool_:

@@ -68,7 +68,7 @@ class PackedInstances:
         kind:         [A] uint8: POLYGONS, RUNS or BOX_ONLY.
         part_starts:  [A] int64, first part (polygon, or text of run lengths) of each object.
         part_ends:    [A] int64, one past its last part.
-        spans:        [parts, 2] int64, first and count, in `points` or `texts` by the object's kind.
+        spans:        [parts, 2] int64, first and count in `points` or `texts`, by the kind.
         points:       [P, 2] float32 xy, or float64 where float32 would change a coordinate.
         texts:        [T] uint8.
     """
@@ -95,7 +95,7 @@ class PackedInstances:
         return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
 
     def polygons(self, annotation: int) -> list[npt.NDArray[np.float64]]:
-        """The parts of one annotation of the kind POLYGONS, each [P, 2] xy as written in the file."""
+        """The parts of one object of the kind POLYGONS, each [P, 2] xy as written in the file."""
         return [
             self._points(part)
             for part in range(self.part_starts[annotation], self.part_ends[annotation])
@@ -132,7 +132,7 @@ class PackedInstances:
             masks=masks,
             labels=self.labels[span].astype(np.int64),
             boxes=boxes,
-            # A box without a mask can train no mask: it only keeps its region from being background.
+            # A box can train no mask: it only keeps its region from being background.
             crowd=self.crowd[span] | (self.kind[span] == BOX_ONLY),
             ids=self.ids[span].copy(),
             areas=areas,
@@ -202,8 +202,7 @@ class Packer:
         crowd: bool = False,
         box: Sequence[float] | None = None,
         area: float | None = None,
-        polygons: Sequence[Sequence[float]] = (),
-        text: bytes | None = None,
+        shape: Sequence[Sequence[float]] | bytes = (),
     ) -> None:
         """Add one object.
 
@@ -214,9 +213,8 @@ class Packer:
             crowd:    a region of uncounted objects.
             box:      xyxy as annotated.
             area:     pixels as annotated.
-            polygons: parts, each x, y, x, y, ...
-            text:     COCO's compressed run lengths; without it and without polygons the box is all
-                      that is known.
+            shape:    polygons, each x, y, x, y, ..., or COCO's compressed run lengths; empty where
+                      the box is all that is known.
         """
         nan = float("nan")
         self._image.append(image)
@@ -225,14 +223,14 @@ class Packer:
         self._area.append(nan if area is None else area)
         self._crowd.append(crowd)
         self._id.append(id)
-        if text is not None:
+        if isinstance(shape, bytes):
             self._kind.append(RUNS)
             self._first.append(len(self._texts))
-            self._length.append(len(text))
-            self._texts += text
+            self._length.append(len(shape))
+            self._texts += shape
         else:
-            self._kind.append(POLYGONS if polygons else BOX_ONLY)
-            for part in polygons:
+            self._kind.append(POLYGONS if len(shape) else BOX_ONLY)
+            for part in shape:
                 self._first.append(self._points)
                 self._length.append(len(part) // 2)
                 self._points += len(part) // 2

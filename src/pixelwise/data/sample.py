@@ -1,4 +1,4 @@
-"""What a data set gives for one picture: its pixels, and its annotation as labels, objects or both."""
+"""What a data set gives for one picture: its pixels, and its labels, its objects or both."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Sample:
         image:     [H, W, C] uint8.
         path:      where the picture was read.
         index:     position in the data set that gave it.
-        labels:    [H, W] uint8, 0..K-1 or 255 (ignored), where the annotation says a class per pixel.
+        labels:    [H, W] uint8, 0..K-1 or 255 (ignored), where a class per pixel is known.
         instances: the objects, where the annotation tells them apart.
     """
 

@@ -23,7 +23,7 @@ class Problem:
     """Something wrong with one file or annotation.
 
     Args:
-        kind:   a key of `check.KINDS`.
+        kind:   a key of `kinds.KINDS`.
         file:   the file it is about.
         detail: what exactly, with ids and values.
     """
@@ -106,7 +106,11 @@ class Source(Protocol):
         ...
 
     def problems(self) -> Iterator[Problem]:
-        """What only the reader of this format can find wrong with the files."""
+        """What is wrong with the annotation as a whole: ids, categories, missing files."""
+        ...
+
+    def picture_problems(self, i: int, size: Size) -> Iterator[Problem]:
+        """What is wrong with the annotation of picture i, whose (height, width) is `size`."""
         ...
 
 

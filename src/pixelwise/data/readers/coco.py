@@ -11,11 +11,10 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval.core.mask import frPyObjects
 
 from pixelwise.data.config import DataConfig, SplitPlace
 from pixelwise.data.json_stream import read_json
@@ -23,12 +22,13 @@ from pixelwise.data.packed import PackedInstances, Packer, Strings
 from pixelwise.data.sample import Instances
 from pixelwise.data.source import Color, ImageFiles, Problem
 from pixelwise.errors import DataError
+from pixelwise.ops import rle
 from pixelwise.types import Size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CocoSource:
-    """One COCO json. Args as in `Source`; `image_ids` [n] and `category_ids` [K] are the file's own."""
+    """One COCO json. Args as in `Source`; `image_ids` and `category_ids` are the file's own."""
 
     annotations: Path
     files: ImageFiles
@@ -68,6 +68,12 @@ class CocoSource:
         from pixelwise.data.readers.coco_problems import find_problems
 
         return find_problems(self.annotations)
+
+    def picture_problems(self, i: int, size: Size) -> Iterator[Problem]:
+        """Outlines, run lengths and boxes of picture i that cannot be right."""
+        from pixelwise.data.readers.coco_problems import find_picture_problems
+
+        return find_picture_problems(self.packed, i, size, f"{self.annotations}")
 
 
 def size_message(image: Path, actual: Size, stated: Size, annotations: Path) -> str:
@@ -149,7 +155,7 @@ class _Loading:
         unknown = [name for name in wanted if name not in by_name]
         if unknown:
             raise DataError(
-                f"{self._config.file}: names holds {unknown[0]!r}, which {self._file} does not have; "
+                f"{self._config.file}: names holds {unknown[0]!r}, {self._file} does not; "
                 f"its categories are {', '.join(list(by_name)[:20])}"
             )
         return tuple(by_name[name] for name in wanted), wanted
@@ -158,7 +164,7 @@ class _Loading:
         try:
             self._categories.setdefault(int(entry["id"]), str(entry["name"]))
         except (TypeError, KeyError, ValueError) as error:
-            raise self._bad("category", entry, error) from error
+            self._refuse("category", entry, error)
 
     def _image(self, entry: Any) -> None:
         try:
@@ -168,7 +174,8 @@ class _Loading:
             name = str(entry["file_name"])
             height, width = int(entry.get("height") or 0), int(entry.get("width") or 0)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise self._bad("image", entry, error) from error
+            self._refuse("image", entry, error)
+            return
         self._position[image_id] = len(self._names)
         self._image_ids.append(image_id)
         self._names.append(name)
@@ -183,12 +190,12 @@ class _Loading:
             if image is not None:
                 self._add(entry, image)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise self._bad("annotation", entry, error) from error
+            self._refuse("annotation", entry, error)
 
     def _add(self, entry: Mapping[str, Any], image: int) -> None:
-        polygons, text = _shape(entry.get("segmentation"), self._sizes[2 * image : 2 * image + 2])
+        shape = _shape(entry.get("segmentation"), self._sizes[2 * image : 2 * image + 2])
         box = _xyxy(entry.get("bbox"))
-        if not polygons and text is None and box is None:
+        if not shape and box is None:
             return  # nothing to learn from; the check says so
         area = entry.get("area")
         self._packer.add(
@@ -198,16 +205,19 @@ class _Loading:
             crowd=bool(entry.get("iscrowd", 0)),
             box=box,
             area=None if area is None else float(area),
-            polygons=polygons,
-            text=text,
+            shape=shape,
         )
 
-    def _bad(self, what: str, entry: Any, error: Exception) -> DataError:
-        number = entry.get("id") if isinstance(entry, dict) else entry
-        return DataError(
+    def _refuse(self, what: str, entry: Any, error: Exception) -> None:
+        if self._config.lenient:
+            return  # `find_problems` reads the file by itself and lists it
+        number: Any = entry
+        if isinstance(entry, Mapping):
+            number = cast("Mapping[str, Any]", entry).get("id")
+        raise DataError(
             f"{self._file}: {what} {number!r} is not as COCO has it "
             f"({type(error).__name__}: {error}); correct or remove it"
-        )
+        ) from error
 
 
 def _skip(_: Any) -> None:
@@ -221,19 +231,20 @@ def _xyxy(box: Any) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
-def _shape(value: Any, size: Sequence[int]) -> tuple[list[list[float]], bytes | None]:
+def _shape(value: Any, size: Sequence[int]) -> list[array[float]] | bytes:
     """Polygons with at least three corners, or COCO's compressed run lengths."""
-    if isinstance(value, dict):
-        height, width = (int(side) for side in value["size"])
+    if isinstance(value, Mapping):
+        shape = cast("Mapping[str, Any]", value)
+        height, width = (int(side) for side in shape["size"])
         if size[0] and [height, width] != list(size):
             raise ValueError(
                 f"run lengths for {width}x{height} in a picture of {size[1]}x{size[0]}"
             )
-        return [], compress_counts(value["counts"], height, width)
+        return compress_counts(shape["counts"], height, width)
     if not value:
-        return [], None
+        return []
     parts = [value] if isinstance(value[0], int | float) else value
-    return [part for part in parts if len(part) >= 6], None
+    return [array("d", part) for part in parts if len(part) >= 6]
 
 
 def compress_counts(counts: Any, height: int, width: int) -> bytes:
@@ -244,9 +255,8 @@ def compress_counts(counts: Any, height: int, width: int) -> bytes:
         return counts
     if sum(counts) != height * width:
         raise ValueError(f"run lengths cover {sum(counts)} of {height * width} pixels")
-    packed: Any = frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    text = packed["counts"]
-    return text if isinstance(text, bytes) else str(text).encode("ascii")
+    masks = rle.from_coco([{"size": [height, width], "counts": list(counts)}])
+    return str(rle.to_coco(masks)[0]["counts"]).encode("ascii")
 
 
 def _find_images(file: Path, images: Path | None, names: list[str]) -> tuple[Path, list[str]]:

@@ -107,7 +107,16 @@ class ObjectFiles:
     def label_files(self, i: int) -> Sequence[Path]:
         """The mask files of picture i, sorted."""
         folder = Path(self.folders[i])
-        return [path for path in list_images(folder)] if folder.is_dir() else []
+        return list_images(folder) if folder.is_dir() else []
+
+    def picture_problems(self, i: int, size: Size) -> Iterator[Problem]:
+        """Masks that cannot be read, are of another size, empty, or of no class."""
+        for path in self.label_files(i):
+            yield from mask_problems(path, size)
+            try:
+                self.class_of(path)
+            except DataError as error:
+                yield Problem(kind="unknown category", file=str(path), detail=str(error))
 
     def problems(self) -> Iterator[Problem]:
         """Pictures without a folder of masks."""
@@ -187,6 +196,11 @@ class ClassFiles:
             found += [path for path in paths if path.is_file()][:1]
         return found
 
+    def picture_problems(self, i: int, size: Size) -> Iterator[Problem]:
+        """Masks that cannot be read or are of another size; a class may well be absent."""
+        for path in self.label_files(i):
+            yield from (p for p in mask_problems(path, size) if p.kind != "empty mask")
+
     def problems(self) -> Iterator[Problem]:
         """Pictures without any mask."""
         for i in range(len(self.files)):
@@ -206,3 +220,17 @@ def read_mask(path: Path, image: Path, size: Size) -> npt.NDArray[np.bool_]:
         raise DataError(label_size_message(path, values.shape, image, size))
     high = int(values.max(initial=0))
     return values >= (1 if high <= 1 else max(1, (high + 1) // 2))
+
+
+def mask_problems(path: Path, size: Size) -> Iterator[Problem]:
+    """What is wrong with one binary mask file of a picture of this (height, width)."""
+    try:
+        raw = read_label(path)
+    except DataError as error:
+        yield Problem(kind="unreadable label", file=str(path), detail=str(error))
+        return
+    if raw.shape[:2] != size:
+        detail = f"mask {raw.shape[1]}x{raw.shape[0]}, picture {size[1]}x{size[0]}"
+        yield Problem(kind="label size mismatch", file=str(path), detail=detail)
+    if not raw.any():
+        yield Problem(kind="empty mask", file=str(path))

@@ -98,11 +98,14 @@ def _label_of(
     by_path: dict[str, str],
     by_stem: dict[str, list[str]],
 ) -> str:
-    below = image.relative_to(root) if image.is_relative_to(root) else Path(image.name)
+    below = image.relative_to(root) if image.is_relative_to(root) else image
+    parts = below.with_suffix("").parts
     for suffix in suffixes:
-        key = str(below.with_suffix("")) + suffix
-        if key in by_path:
-            return by_path[key]
+        # Pictures of a list may lie anywhere: the longest common end of the two paths decides.
+        for first in range(len(parts)):
+            key = str(Path(*parts[first:])) + suffix
+            if key in by_path:
+                return by_path[key]
     for suffix in suffixes:
         same = by_stem.get(image.stem + suffix, [])
         if len(same) == 1:

@@ -1,4 +1,4 @@
-"""A source whose annotation is one label picture per picture, with an optional object picture."""
+"""Pictures whose annotation is a label picture each, with an object picture where there is one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ ReadObjects = Callable[[npt.NDArray[Any], npt.NDArray[np.uint8]], Instances]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelSource:
-    """Pictures with a class per pixel. Args as in `Source`, and:
+    """Pictures with a class per pixel; what `Source` does not name is described here.
 
     Args:
         label_root:   folder of the label pictures.
         label_names:  n file names under it, empty where a picture has none.
         table:        stored values → labels.
         object_names: n file names of the object pictures, or None.
-        read_objects: (stored object picture [H, W], labels [H, W]) → the objects; a plain function,
-                      so that the source can be sent to a worker.
+        read_objects: called with the stored object picture [H, W] and the labels [H, W]; a plain
+                      function, so that the source can be sent to a worker.
     """
 
     format: str
@@ -89,6 +89,23 @@ class PixelSource:
         for i in range(len(self.files)):
             if not self.label_names[i]:
                 yield Problem(kind="missing label", file=str(self.files.path(i)))
+
+    def picture_problems(self, i: int, size: Size) -> Iterator[Problem]:
+        """Labels that cannot be read, are of another size, or hold unknown values."""
+        for k, path in enumerate(self.label_files(i)):
+            try:
+                raw = read_label(path)
+                unknown = self.table.unknown(raw, path) if k == 0 else []
+            except DataError as error:
+                yield Problem(kind="unreadable label", file=str(path), detail=str(error))
+                continue
+            if raw.shape[:2] != size:
+                detail = f"labels {raw.shape[1]}x{raw.shape[0]}, picture {size[1]}x{size[0]}"
+                yield Problem(kind="label size mismatch", file=str(path), detail=detail)
+            if unknown:
+                shown = ", ".join(self.table.show(value) for value in unknown[:8])
+                more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+                yield Problem(kind="value out of range", file=str(path), detail=shown + more)
 
     def _existing(self, names: Strings, i: int) -> Path:
         name = names[i]

@@ -118,7 +118,7 @@ def pack_colors(raw: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 
 def index_table(raw_values: Sequence[int], void: frozenset[int], where: str) -> LabelTable:
-    """Stored values become labels in ascending order; void values, and 255 unless named, become 255.
+    """Stored values become labels in ascending order; void ones, and 255 unless named, become 255.
 
     Raises:
         DataError: more classes than labels can tell apart.
