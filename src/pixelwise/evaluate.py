@@ -247,29 +247,28 @@ def match_classes(model: Sequence[str], data: Sequence[str]) -> IntArray | None:
 
 
 class _Losses:
-    """Sums of the validation losses, weighted by the number of pictures."""
+    """Validation losses of every batch, by the first picture in it."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.pictures = 0
+        self.batches: dict[int, tuple[int, dict[str, float]]] = {}
 
-    def update(self, losses: dict[str, float], pictures: int) -> None:
-        for name, value in losses.items():
-            self.sums[name] += value * pictures
-        self.pictures += pictures
+    def update(self, first: int, pictures: int, losses: dict[str, float]) -> None:
+        self.batches[first] = pictures, losses
 
     def merge(self, other: _Losses) -> _Losses:
-        for name, value in other.sums.items():
-            self.sums[name] += value
-        self.pictures += other.pictures
+        self.batches |= other.batches
         return self
 
     def means(self) -> dict[str, float]:
-        """The total under "loss" and each part under "loss/NAME"; nothing if none was computed."""
-        if not self.pictures:
-            return {}
-        parts = {f"loss/{name}": value / self.pictures for name, value in self.sums.items()}
-        return {"loss": sum(parts.values())} | parts
+        """Means over pictures: the total under "loss", each part under "loss/NAME"."""
+        sums: dict[str, float] = defaultdict(float)
+        total = 0
+        for _, (pictures, losses) in sorted(self.batches.items()):
+            total += pictures
+            for name, value in losses.items():
+                sums[f"loss/{name}"] += value * pictures
+        parts = {name: value / total for name, value in sums.items()}
+        return {"loss": sum(parts.values())} | parts if parts else {}
 
 
 class _Pictures:
@@ -314,7 +313,8 @@ def _predict(
             raw = contract(images)  # pyright: ignore[reportUnknownVariableType,reportCallIssue]
         yield contract.decode(_full_precision(raw), batch.sizes), truths
         if job.with_loss:
-            losses.update(_loss(contract, images, batch, job), len(truths))
+            found = _loss(contract, images, batch, job)
+            losses.update(truths[0].index, len(truths), found)
 
 
 def _predict_assembled(

@@ -156,7 +156,7 @@ def _curves(rows: Sequence[Row], report: Report | None) -> str:
         ("Parts of the validation loss", _chart(rows, _parts(rows, "val/loss/"))),
     ]
     small = [
-        ("Learning rate", _chart(rows, [("lr", "learning rate"), *_parts(rows, "lr/")])),
+        ("Learning rate", _chart(rows, [("lr", "learning rate")])),
         ("Pictures per second", _chart(rows, [("images_per_s", "training")], from_zero=True)),
         ("Memory, MB", _chart(rows, [("memory_mb", "peak")], from_zero=True)),
     ]
@@ -213,6 +213,8 @@ def _task(rows: Sequence[Row]) -> Task:
 
 def _parts(rows: Sequence[Row], prefix: str) -> list[tuple[str, str]]:
     found = dict.fromkeys(key for row in rows for key in row if key.startswith(prefix))
+    if len(found) < 2:
+        return []  # a single part is the whole
     return [(key, key.removeprefix(prefix).replace("_", " ")) for key in found]
 
 
@@ -381,4 +383,6 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
+    if minutes >= 10:
+        return f"{minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -23,6 +23,7 @@ from pixelwise.types import Size
 BAND_RATIO = 0.02  # of the image diagonal; 0.005 is common for instances at Cityscapes' size
 F1_RATIO = 0.0075  # of the image diagonal
 _Labels = npt.NDArray[np.int32]
+_PARTS = 2.0**40  # resolution of summed scores: 1e-12, and room for 8 million pictures
 _OUTSIDE = -1  # what lies beyond the image border, and pixels that are no class
 
 
@@ -108,7 +109,8 @@ class BoundaryF1:
 
     def __init__(self, num_classes: int, *, ratio: float = F1_RATIO) -> None:
         self.num_classes, self.ratio = num_classes, ratio
-        self.sums: FloatArray = np.zeros(num_classes)
+        # In whole parts of a score, so that shards joined in any order give the same sum.
+        self.sums: IntArray = np.zeros(num_classes, np.int64)
         self.pictures: IntArray = np.zeros(num_classes, np.int64)
 
     def update(self, prediction: LabelMap, truth: LabelMap) -> FloatArray:
@@ -131,7 +133,9 @@ class BoundaryF1:
         recall = divide(_near(gt_edge, pred_edge, tolerance, k), of_gt)
         scores = np.nan_to_num(divide(2 * precision * recall, precision + recall))
         scores[(of_pred == 0) & (of_gt == 0)] = np.nan
-        self.sums += np.where(of_gt > 0, scores, 0.0)
+        self.sums += np.where(of_gt > 0, np.rint(np.nan_to_num(scores) * _PARTS), 0).astype(
+            np.int64
+        )
         self.pictures += of_gt > 0
         return scores
 
@@ -143,7 +147,7 @@ class BoundaryF1:
 
     def compute(self) -> FloatArray:
         """[K] mean score over the pictures that contain the class; nan for a class in none."""
-        return divide(self.sums, self.pictures)
+        return divide(self.sums / _PARTS, self.pictures)
 
 
 def clean(prediction: LabelMap, truth: LabelMap, num_classes: int) -> tuple[_Labels, _Labels]:
