@@ -1,30 +1,29 @@
-"""From an annotated picture to what a network is fed: for training with chance, for evaluation without."""
+"""From an annotated picture to what a network is fed: by chance for training, without it else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision.transforms.v2.functional as pixels
 from torch import Tensor
 
-from pixelwise.data.geometry import Placement
-from pixelwise.data.sample import Instances, Sample
+from pixelwise.data.geometry import Geometry
+from pixelwise.data.images import scale_to_8_bit
+from pixelwise.data.mixing import copy_paste, mosaic
+from pixelwise.data.photometric import blur, jitter_color
+from pixelwise.data.sample import Sample
+from pixelwise.data.scene import Scene, place, to_tensor
+from pixelwise.data.views import draw_view, force_object
 from pixelwise.spec import AugmentSpec, InputSpec, Task
-from pixelwise.types import (
-    ImageSize,
-    InstanceTarget,
-    MaskCrops,
-    SemanticTarget,
-    Size,
-    Target,
-)
+from pixelwise.types import IGNORE, ImageSize, InstanceTarget, SemanticTarget, Size, Target
 
-_TRIES = 10  # crops drawn before the last one is taken as it is
+Pixels = npt.NDArray[np.uint8]
+
+_SMALLEST_MOSAIC_PX = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,9 +31,9 @@ class Prepared:
     """One picture ready for a network.
 
     Args:
-        image:  [C, H, W] float32, normalised, padded with zeros.
-        target: what the system learns from; None where the sample has no annotation.
-        size:   original, content and input size.
+        image:  [C, H, W] float32, normalised; zeros beyond the content.
+        target: what a system learns from, None where the sample has no such annotation.
+        size:   of the picture as stored, of the content and of the network input.
         index:  position in the data set.
     """
 
@@ -44,47 +43,82 @@ class Prepared:
     index: int
 
 
-def normalise(image: Tensor, spec: InputSpec) -> Tensor:
-    """[C, H, W] pixel values → float32 in the convention of the weights."""
-    if image.shape[0] == 3 and spec.channel_order == "bgr":
-        image = image.flip(0)
-    mean = torch.tensor(spec.mean)[:, None, None]
-    std = torch.tensor(spec.std)[:, None, None]
-    return (image.float() * spec.scale - mean) / std
-
-
 def prepare_image(image: npt.NDArray[Any], spec: InputSpec) -> tuple[Tensor, ImageSize]:
-    """Resize, normalise and pad one picture for inference.
+    """Resize, normalise and pad one picture as a network expects it.
 
     Args:
-        image: [H, W, C].
-        spec:  of the system.
+        image: [H, W, C] or [H, W]; RGB where C is 3. Anything but uint8 is brought to 0..255 by the
+            rules of `pixelwise.data.images`.
+        spec:  how the network is fed.
 
     Returns:
-        [C, H', W'] float32 and its sizes.
+        image: [C', H', W'] float32, padded to the divisor of the resize rule.
+        size:  its three sizes.
+
+    Raises:
+        DataError: a number of channels that cannot be brought to the network's.
     """
-    original = (int(image.shape[0]), int(image.shape[1]))
+    tensor = to_tensor(scale_to_8_bit(image), spec.channels)
+    original = (int(tensor.shape[1]), int(tensor.shape[2]))
     content = spec.resize.content_size(original)
-    placement = Placement(
-        original=original, scaled=content, output=content, antialias=spec.resize.antialias
-    )
-    tensor = normalise(placement.image(to_tensor(image)), spec)
+    geometry = Geometry.resize(original, content)
+    resized = geometry.image(tensor, antialias=spec.resize.antialias)
     padded = padded_size(content, spec.resize.pad_divisor)
-    return pad_to(tensor, padded), ImageSize(original=original, content=content, input=padded)
+    size = ImageSize(original=original, content=content, input=padded)
+    return pad_to(normalise(resized, spec), padded), size
 
 
-def to_tensor(image: npt.NDArray[Any]) -> Tensor:
-    """[H, W, C] → [C, H, W], own memory."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+def unprepare(image: Tensor, spec: InputSpec, size: ImageSize | None = None) -> Pixels:
+    """The picture that a network sees, for looking at it.
+
+    Args:
+        image: [C, H, W] normalised.
+        spec:  how it was prepared.
+        size:  cut to this content; None keeps the padding.
+
+    Returns:
+        [h, w, C] uint8, RGB where C is 3.
+    """
+    if size is not None:
+        image = image[:, : size.content[0], : size.content[1]]
+    image = image.detach().cpu().float()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    values = (image * std + mean) / spec.scale
+    if spec.channels == 3 and spec.channel_order == "bgr":
+        values = values.flip(0)
+    return values.add(0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def normalise(image: Tensor, spec: InputSpec) -> Tensor:
+    """Turn pixel values into the numbers that the weights were trained on.
+
+    Args:
+        image: [C, H, W] of any type, 0..255, RGB where C is 3.
+        spec:  scale, mean, std and channel order.
+
+    Returns:
+        [C, H, W] float32, contiguous.
+    """
+    if spec.channels == 3 and spec.channel_order == "bgr":
+        image = image.flip(0)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
+    values = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return values.mul_(spec.scale / std).sub_(mean / std)
 
 
 def padded_size(size: Size, divisor: int) -> Size:
-    """The next larger multiple of the divisor, per axis."""
+    """The next larger (height, width) that the divisor divides."""
     return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
 
 
 def pad_to(image: Tensor, size: Size, *, value: float = 0.0) -> Tensor:
-    """Pad at the right and the bottom."""
+    """Pad at the right and the bottom.
+
+    Args:
+        image: [..., h, w].
+        size:  (height, width) of the result.
+        value: what the padding holds.
+    """
     bottom, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
     if not (bottom or right):
         return image
@@ -92,10 +126,10 @@ def pad_to(image: Tensor, size: Size, *, value: float = 0.0) -> Tensor:
 
 
 class EvalTransform:
-    """A picture at the size of its `ResizeRule`, with its target in the same frame.
+    """The whole picture at the size of the resize rule, and its target in that frame.
 
     Args:
-        spec: of the system.
+        spec: how the network is fed.
         task: which annotation becomes the target.
     """
 
@@ -103,23 +137,35 @@ class EvalTransform:
         self.spec, self.task = spec, task
 
     def __call__(self, sample: Sample) -> Prepared:
-        """The sample without any chance."""
+        """Prepare one sample."""
         content = self.spec.resize.content_size(sample.size)
-        placement = Placement(
-            original=sample.size,
-            scaled=content,
-            output=content,
+        scene = place(
+            sample,
+            Geometry.resize(sample.size, content),
+            channels=self.spec.channels,
             antialias=self.spec.resize.antialias,
+            task=self.task,
         )
-        return _place(sample, placement, self.spec, self.task)
+        padded = padded_size(content, self.spec.resize.pad_divisor)
+        size = ImageSize(original=sample.size, content=content, input=padded)
+        return Prepared(
+            image=pad_to(normalise(scene.image, self.spec), padded),
+            target=make_target(scene, self.task, padded),
+            size=size,
+            index=sample.index,
+        )
 
 
 class TrainTransform:
-    """A picture scaled, cropped, flipped and recoloured by chance, its target with it.
+    """A picture changed by chance, and its target with it.
+
+    In order: mosaic, or scale, crop and flip; copy-paste; colours; blur; normalisation; padding to
+    the crop. All chance comes from the generator that is passed in, so the same generator gives the
+    same result.
 
     Args:
-        spec:    of the system.
-        augment: how strong each change is.
+        spec:    how the network is fed; random scales are relative to its resize rule.
+        augment: how much of each change.
         task:    which annotation becomes the target.
     """
 
@@ -132,140 +178,91 @@ class TrainTransform:
         rng: np.random.Generator,
         draw_other: Callable[[], Sample] | None = None,
     ) -> Prepared:
-        """The sample changed as this generator says; equal generators give equal results."""
-        placement = self._choose_placement(sample, rng)
-        prepared = _place(
-            sample,
-            placement,
-            self.spec,
-            self.task,
-            min_visible_frac=self.augment.min_visible_frac,
-            recolour=lambda image: self._recolour(image, rng),
-        )
-        return prepared
+        """Prepare one sample.
 
-    def _choose_placement(self, sample: Sample, rng: np.random.Generator) -> Placement:
-        content = self.spec.resize.content_size(sample.size)
-        factor = float(np.exp(rng.uniform(*np.log(self.augment.scale))))
-        scaled = (max(1, round(content[0] * factor)), max(1, round(content[1] * factor)))
-        flips = (
-            bool(rng.random() < self.augment.vertical_flip),
-            bool(rng.random() < self.augment.flip),
-        )
-        crop = self.augment.crop or scaled
-        placement = Placement(
-            original=sample.size,
-            scaled=scaled,
-            output=crop,
-            flip_yx=flips,
-            antialias=self.spec.resize.antialias,
-        )
-        for _ in range(_TRIES):
-            corner = tuple(
-                int(rng.integers(0, max(0, side - part) + 1))
-                for side, part in zip(scaled, crop, strict=True)
-            )
-            placement = replace(placement, corner=(corner[0], corner[1]))
-            if self._keeps_enough(sample, placement):
-                break
-        return placement
-
-    def _keeps_enough(self, sample: Sample, placement: Placement) -> bool:
-        """Whether a crop shows more than one class (semantic) or at least one object (instance)."""
-        if self.task == "semantic" and sample.labels is not None:
-            counts = np.bincount(placement.labels(sample.labels).reshape(-1), minlength=256)[:255]
-            return counts.sum() > 0 and counts.max() <= self.augment.max_class_frac * counts.sum()
-        if self.task == "instance" and sample.instances is not None and len(sample.instances):
-            boxes = sample.instances.boxes[~sample.instances.crowd].astype(np.float64)
-            centres = placement.points((boxes[:, :2] + boxes[:, 2:]) / 2)
-            inside = (centres >= 0) & (centres < np.asarray(placement.output[::-1]))
-            return not len(boxes) or bool(inside.all(1).any())
-        return True
-
-    def _recolour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """Brightness, contrast, saturation, hue and blur of a [C, H, W] picture."""
-        strength = self.augment.color
-        if strength > 0:
-            factors = rng.uniform(1 - 0.5 * strength, 1 + 0.5 * strength, 3)
-            hue = rng.uniform(-0.1, 0.1) * strength
-            image = pixels.adjust_brightness(image, float(factors[0]))
-            if image.shape[0] in (1, 3):
-                image = pixels.adjust_contrast(image, float(factors[1]))
-            if image.shape[0] == 3:
-                image = pixels.adjust_saturation(image, float(factors[2]))
-                image = pixels.adjust_hue(image, float(hue))
+        Args:
+            sample:     the annotated picture.
+            rng:        all chance comes from it.
+            draw_other: gives another picture, for copy-paste and mosaic, which are skipped
+                without it.
+        """
+        scene = self._compose(sample, rng, draw_other)
+        image = scene.image.to(torch.float32, memory_format=torch.contiguous_format)
+        if self.augment.color > 0:
+            image = jitter_color(image, self.augment.color, rng)
         if rng.random() < self.augment.blur:
-            sigma = float(rng.uniform(0.3, 1.5))
-            image = pixels.gaussian_blur(image, [5, 5], [sigma, sigma])
-        return image
+            image = blur(image, rng)
+        padded = padded_size(self.augment.crop or scene.size, self.spec.resize.pad_divisor)
+        return Prepared(
+            image=pad_to(normalise(image, self.spec), padded),
+            target=make_target(scene, self.task, padded),
+            size=ImageSize(original=sample.size, content=scene.size, input=padded),
+            index=sample.index,
+        )
+
+    def _compose(
+        self, sample: Sample, rng: np.random.Generator, draw_other: Callable[[], Sample] | None
+    ) -> Scene:
+        # Both are drawn always, so that switching one off leaves the other's chance as it is.
+        with_mosaic, with_paste = rng.random(2) < (self.augment.mosaic, self.augment.copy_paste)
+        canvas = self.augment.crop or self.spec.resize.content_size(sample.size)
+        if draw_other is not None and with_mosaic and min(canvas) >= _SMALLEST_MOSAIC_PX:
+            others = draw_other
+
+            def draw(number: int, size: Size) -> Scene:
+                return self._view(others() if number else sample, rng, size, fill=True)
+
+            scene = mosaic(draw, canvas, rng)
+        else:
+            scene = self._view(sample, rng, self.augment.crop)
+        if draw_other is not None and with_paste and self.task == "instance":
+            other = self._view(draw_other(), rng, self.augment.crop or scene.size)
+            scene = copy_paste(scene, other, rng, min_visible_frac=self.augment.min_visible_frac)
+        return scene
+
+    def _view(
+        self, sample: Sample, rng: np.random.Generator, crop: Size | None, *, fill: bool = False
+    ) -> Scene:
+        """A random view of one picture that shows something worth learning from."""
+        rule, augment = self.spec.resize, self.augment
+        content = rule.content_size(sample.size)
+        geometry = draw_view(
+            sample, content, augment, task=self.task, rng=rng, crop=crop, fill=fill
+        )
+        scene = self._place(sample, geometry)
+        solid = sample.instances is not None and not sample.instances.crowd.all()
+        if self.task == "instance" and solid and _is_empty(scene):
+            scene = self._place(sample, force_object(sample, geometry, rng))
+        return scene
+
+    def _place(self, sample: Sample, geometry: Geometry) -> Scene:
+        return place(
+            sample,
+            geometry,
+            channels=self.spec.channels,
+            antialias=self.spec.resize.antialias,
+            min_visible_frac=self.augment.min_visible_frac,
+            task=self.task,
+        )
 
 
-def _place(
-    sample: Sample,
-    placement: Placement,
-    spec: InputSpec,
-    task: Task,
-    *,
-    min_visible_frac: float = 0.0,
-    recolour: Callable[[Tensor], Tensor] | None = None,
-) -> Prepared:
-    image = placement.image(to_tensor(sample.image))
-    image = normalise(recolour(image) if recolour else image, spec)
-    content = placement.output
-    padded = padded_size(content, spec.resize.pad_divisor)
-    target: Target | None = None
-    if task == "semantic" and sample.labels is not None:
-        labels = torch.from_numpy(placement.labels(sample.labels)).long()
-        target = SemanticTarget(labels=pad_to(labels, padded, value=255))
-    elif task == "instance" and sample.instances is not None:
-        target = place_instances(sample.instances, placement, min_visible_frac=min_visible_frac)
-    size = ImageSize(original=sample.size, content=content, input=padded)
-    return Prepared(image=pad_to(image, padded), target=target, size=size, index=sample.index)
-
-
-def place_instances(
-    instances: Instances, placement: Placement, *, min_visible_frac: float = 0.0
-) -> InstanceTarget:
-    """The objects as a system learns them; those (almost) out of sight are left out.
+def make_target(scene: Scene, task: Task, padded: Size) -> Target | None:
+    """What a system learns from a scene.
 
     Args:
-        instances: in the original picture.
-        placement: where it goes.
-        min_visible_frac: least share of an object's area that stays, 0..1.
+        scene:  picture and annotation.
+        task:   which annotation.
+        padded: (height, width) of the network input.
+
+    Returns:
+        Labels with 255 in the padding, or the objects; None without that annotation.
     """
-    from pixelwise.ops.rle import areas
-
-    crops = placement.masks(instances.masks)
-    boxes, visible = _tight(crops)
-    scale = placement.scale_yx[0] * placement.scale_yx[1]
-    share = visible / np.maximum(areas(instances.masks) * scale, 1e-9)
-    keep = (visible > 0) & ((share >= min_visible_frac) | instances.crowd)
-    return InstanceTarget(
-        boxes=torch.from_numpy(boxes[keep]),
-        labels=torch.from_numpy(instances.labels[keep]),
-        masks=_select(crops, keep),
-        crowd=torch.from_numpy(instances.crowd[keep]),
-    )
+    if task == "instance" or scene.labels is None:
+        return scene.objects if task == "instance" else None
+    labels = torch.from_numpy(np.ascontiguousarray(scene.labels)).long()
+    return SemanticTarget(labels=pad_to(labels, padded, value=IGNORE))
 
 
-def _tight(crops: MaskCrops) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """[N, 4] float32 boxes around the set pixels, and [N] their number."""
-    boxes = np.zeros((len(crops), 4), np.float32)
-    counts = np.zeros(len(crops), np.int64)
-    starts, flat = crops.starts.tolist(), crops.pixels.numpy()
-    for i, (x1, y1, x2, y2) in enumerate(crops.windows.tolist()):
-        mask = flat[starts[i] : starts[i + 1]].reshape(y2 - y1, x2 - x1)
-        counts[i] = int(mask.sum())
-        if counts[i]:
-            columns, rows = mask.any(0).nonzero()[0], mask.any(1).nonzero()[0]
-            boxes[i] = x1 + columns[0], y1 + rows[0], x1 + columns[-1] + 1, y1 + rows[-1] + 1
-    return boxes, counts
-
-
-def _select(crops: MaskCrops, keep: npt.NDArray[np.bool_]) -> MaskCrops:
-    pixel_keep = np.repeat(keep, crops.areas_of_windows.numpy())
-    return MaskCrops(
-        crops.size,
-        crops.windows[torch.from_numpy(keep)],
-        crops.pixels[torch.from_numpy(pixel_keep)],
-    )
+def _is_empty(scene: Scene) -> bool:
+    objects: InstanceTarget | None = scene.objects
+    return objects is None or bool(objects.crowd.all())
