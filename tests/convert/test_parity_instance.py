@@ -249,9 +249,7 @@ def test_stages(case):
         if RESULTS.fullmatch(key):
             continue
         ours = stage(case, key)
-        assert ours is not None, (
-            f"{case.fixture.name} stores {key!r}: no stage that we know"
-        )
+        assert ours is not None, f"{case.fixture.name} stores {key!r}: no stage that we know"
         compare(case.fixture, key, ours)
         compared.append(key)
     assert len(compared) >= 7
