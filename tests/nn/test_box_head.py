@@ -8,6 +8,7 @@ from pixelwise.nn.conventions import CONVENTIONS
 from pixelwise.nn.regions import Proposals, Regions, sample_regions
 from pixelwise.ops.boxes import encode_boxes
 from pixelwise.types import InstanceTarget, MaskCrops
+from tests.fixtures import fixture_params, load_fixture
 
 RULES = CONVENTIONS["detectron2"]
 K = 3
@@ -228,3 +229,38 @@ def test_sampling_keeps_the_share_and_indexes_the_joined_masks():
     assert int(of_second.is_object.sum()) == 4
     assert set(of_second.foreground().gt_index.tolist()) <= {1, 2}
     assert len(drawn.masks) == 3
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_matching_losses*"))
+@pytest.mark.parametrize(
+    ("origin", "value"),
+    [
+        ("torchvision", "box_smooth_l1_beta_1_9"),
+        ("detectron2", "box_l1"),
+        ("mmdet", "box_l1_mmdet"),
+    ],
+)
+def test_losses_of_the_originals(path, origin, value):
+    fixture = load_fixture(path)
+    classes = fixture.meta["configuration"]["classes"]
+    head = BoxHead(MeanTrunk(8), classes, CONVENTIONS[origin])
+    boxes, matches = fixture.tensor("proposals"), fixture.tensor("roi_match_torchvision")
+    labels = fixture.tensor("roi_labels")  # 0 is the background
+    given = Regions(
+        torch.cat([torch.zeros(len(boxes), 1), boxes], dim=1),
+        torch.where(labels == 0, classes, labels - 1),
+        fixture.tensor("gt_boxes")[matches.clamp(min=0)],
+        matches.clamp(min=0),
+        MaskCrops.empty((200, 260)),
+        classes,
+    )
+    output = BoxOutput(
+        fixture.tensor("class_logits").roll(-1, 1), fixture.tensor("box_deltas")[:, 4:]
+    )
+    inside = labels > 0
+    torch.testing.assert_close(
+        head.targets(given)[1], fixture.tensor("roi_targets")[inside], rtol=1e-4, atol=1e-4
+    )
+    losses, wanted = head.loss(output, given), fixture.meta["losses"]
+    assert losses["class"] == pytest.approx(wanted["class_loss"], rel=1e-5)
+    assert losses["box"] == pytest.approx(wanted[value], rel=1e-5)

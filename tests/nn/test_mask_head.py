@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from pixelwise.nn.mask_head import MaskHead
 from pixelwise.nn.regions import Regions
 from pixelwise.ops import rle
 from pixelwise.types import MaskCrops
+from tests.fixtures import fixture_params, load_fixture
 
 RULES = CONVENTIONS["detectron2"]
 K = 3
@@ -53,7 +55,7 @@ def test_masks_have_twice_the_side(agnostic, count):
 def test_target_of_a_mask_that_equals_the_box_is_all_ones():
     for origin in CONVENTIONS:
         head = build(conventions=CONVENTIONS[origin])
-        target = head.targets(regions([1], [[4, 8, 20, 24]]), 28)
+        target = head.targets(regions([1], [[2, 2, 30, 30]], windows=((2, 2, 30, 30),)), 28)
         assert target.shape == (1, 28, 28)
         if "torchvision" in origin:  # samples half a pixel off, over the far edges
             assert (target > 0).all()
@@ -98,3 +100,46 @@ def test_pasting_a_full_mask_fills_its_box():
     assert dense[0, 4:30, 3:20].all()
     assert dense[1].sum() == 32 * 8
     assert len(build().decode(torch.zeros(0, 28, 28), torch.zeros(0, 4), (8, 8))) == 0
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_matching_losses*"))
+@pytest.mark.parametrize(
+    ("origin", "value"),
+    [
+        ("torchvision", "mask_bce_soft_targets_torchvision"),
+        ("detectron2", "mask_bce_binary_targets_mmdet"),
+        ("mmdet", "mask_bce_binary_targets_mmdet"),
+    ],
+)
+def test_losses_of_the_originals(path, origin, value):
+    fixture = load_fixture(path)
+    facts = fixture.meta["configuration"]
+    matches, labels = fixture.tensor("roi_match_torchvision"), fixture.tensor("roi_labels")
+    inside = (labels > 0).nonzero()[:, 0]
+    shape = fixture.shape("mask_logits_sampled")
+    noise = np.random.Generator(np.random.PCG64(facts["seed"] + 1000)).standard_normal(shape)
+    logits = torch.from_numpy(noise.astype(np.float32))
+    fixture.compare("mask_logits_sampled", logits)
+    given = Regions(
+        torch.cat([torch.zeros(len(inside), 1), fixture.tensor("proposals")[inside]], dim=1),
+        labels[inside] - 1,
+        fixture.tensor("gt_boxes")[matches[inside]],
+        matches[inside],
+        three_quarters(fixture.tensor("gt_boxes"), tuple(facts["image"])),
+        facts["classes"],
+    )
+    head = MaskHead(8, facts["classes"], CONVENTIONS[origin], channels=8)
+    loss = head.loss(logits[:, 1:], given)["mask"]  # channel 0 is the background's
+    assert loss == pytest.approx(fixture.meta["losses"][value], rel=1e-5)
+
+
+def three_quarters(boxes, size):
+    """The fixture's masks: each box without its top left quarter."""
+    windows, pixels = [], []
+    for x1, y1, x2, y2 in boxes.tolist():
+        window = [int(x1), int(y1), int(x2), int(y2)]
+        mask = torch.ones(window[3] - window[1], window[2] - window[0], dtype=torch.uint8)
+        mask[: int((y1 + y2) / 2) - window[1], : int((x1 + x2) / 2) - window[0]] = 0
+        windows.append(window)
+        pixels.append(mask.flatten())
+    return MaskCrops(size, torch.tensor(windows), torch.cat(pixels))

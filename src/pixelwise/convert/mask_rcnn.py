@@ -98,9 +98,7 @@ def _mmdet_rules(*, backbone: str | None, heads: str | None) -> list[Rule]:
     ]
 
 
-_DETECTRON2: list[Rule] = [
-    *prefixed(detectron2_rules(), "backbone.bottom_up.", "backbone."),
-    *prefixed(detectron2_rules(), "backbone.", "backbone."),
+_DETECTRON2_HEADS: list[Rule] = [
     *prefixed(detectron2_rules(), "roi_heads.", "region_stage."),
     *(
         Rename(rf"backbone\.fpn_{name}{i + 2}\.{part}", f"neck.{name}.{i}.{to}")
@@ -130,6 +128,15 @@ _DETECTRON2: list[Rule] = [
     Drop(r"proposal_generator\.anchor_generator\.", "anchors are computed from the settings"),
     Drop(r"pixel_(mean|std)$", "preprocessing belongs to the input spec"),
 ]
+
+
+def _detectron2_rules(body: str) -> list[Rule]:
+    """Rules of detectron2's naming; with a pyramid the body of the backbone is `bottom_up`."""
+    return [*prefixed(detectron2_rules(), body, "backbone."), *_DETECTRON2_HEADS]
+
+
+def _detectron2_body(neck: str) -> str:
+    return "backbone.bottom_up." if neck == "fpn" else "backbone."
 
 
 def _mask_rows(rules: Sequence[Rule], cfg: MaskRCNNConfig) -> Sequence[Rule]:
@@ -201,9 +208,10 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_detectron2(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    settings = _common(_shapes(_DETECTRON2, state), counter_means="batch")
-    prefix = "backbone.bottom_up." if settings["neck"] == "fpn" else "backbone."
-    name = infer_resnet(state, prefix, stage=r"res(\d)", first=2)
+    pyramid = any(key.startswith("backbone.bottom_up.") for key in state)
+    body = _detectron2_body("fpn" if pyramid else "c4")
+    settings = _common(_shapes(_detectron2_rules(body), state), counter_means="batch")
+    name = infer_resnet(state, body, stage=r"res(\d)", first=2)
     # R50 and R101 come from Caffe; ResNeXt and everything with group norm strides in the 3x3.
     plain = name.startswith("resnet") and settings["backbone_norm"] == "frozen"
     return {
@@ -245,7 +253,7 @@ ORIGINS: dict[str, Origin] = {
         input=DETECTION_RGB,
     ),
     "detectron2": Origin(
-        rules=lambda cfg: _mask_rows(_DETECTRON2, cfg),
+        rules=lambda cfg: _mask_rows(_detectron2_rules(_detectron2_body(cfg.neck)), cfg),
         infer=_infer_detectron2,
         input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize),
     ),

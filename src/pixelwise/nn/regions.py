@@ -100,8 +100,9 @@ class RegionPool:
     def __call__(self, pyramid: Sequence[Tensor], rois: Tensor) -> Tensor:
         """Pool [R, 5] regions from levels of [B, C, h, w]: [R, C, side, side], in input order."""
         rules = self.conventions
-        return pool_levels(
-            pyramid[: len(self.strides)],
+        pooled = pool_levels(
+            # Half precision would round the corners of regions to whole pixels and worse.
+            [level.float() for level in pyramid[: len(self.strides)]],
             rois,
             self.side,
             strides=self.strides,
@@ -109,6 +110,7 @@ class RegionPool:
             aligned=rules.roi_aligned,
             rule=rules.level_rule,
         )
+        return pooled.to(pyramid[0].dtype)
 
 
 def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
