@@ -139,6 +139,8 @@ def run_recipe(recipe: Recipe, *, resumed: bool = False, quiet: bool = False) ->
         session = open_run(recipe, compute, resumed=resumed, quiet=quiet)
         with session.stop.watching():
             _run(session)
+        best = session.position.best_step
+        session.folder.say(f"done: {session.folder.path}, best at step {best}")
         return close_run(session)
     finally:
         for logger in session.loggers if session else []:
@@ -427,7 +429,7 @@ def close_run(session: Session) -> Run:
 
     session.compute.wait()
     folder = session.folder
-    run = Run(
+    return Run(
         out=folder.path,
         best=folder.best,
         last=folder.last,
@@ -435,8 +437,6 @@ def close_run(session: Session) -> Run:
         metrics=dict(read_header(folder.best)["metrics"]),
         memory={},
     )
-    folder.say(f"done: {folder.path}, best at step {session.position.best_step}")
-    return run
 
 
 def _text(path: str | Path | None) -> str | None:
