@@ -126,7 +126,12 @@ def flood_fill(mask):
         stack, number = [(y, x)], labels.max() + 1
         while stack:
             i, j = stack.pop()
-            if 0 <= i < mask.shape[0] and 0 <= j < mask.shape[1] and mask[i, j] and not labels[i, j]:
+            if (
+                0 <= i < mask.shape[0]
+                and 0 <= j < mask.shape[1]
+                and mask[i, j]
+                and not labels[i, j]
+            ):
                 labels[i, j] = number
                 stack += [(i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)]
     return labels

@@ -31,7 +31,8 @@ def open_split(place: SplitPlace, config: DataConfig) -> Source:
         if folders:
             return ObjectFiles.of_picture_folders(place.main, folders, config)
     root, images = pictures_of(place.images or place.main)
-    if place.annotations is None and (images[0].parent.parent / "masks").is_dir():
+    is_list = place.main.suffix == ".txt"
+    if is_list and place.annotations is None and (images[0].parent.parent / "masks").is_dir():
         return ObjectFiles.of_picture_folders(root, [p.parent.parent for p in images], config)
     labels = place.annotations or label_folder(root)
     if labels is None or not labels.is_dir():

@@ -175,10 +175,12 @@ def open_split(place: SplitPlace, config: DataConfig) -> YoloSource:
     if config.names is None:
         raise DataError(f"{config.file or place.main}: YOLO labels need `names` in data.yaml")
     root, images = pictures_of(place.images or place.main)
-    labels = place.annotations or label_folder(root, ("labels",))
-    if labels is None and place.main.suffix != ".txt":
+    is_list = place.main.suffix == ".txt"
+    labels = place.annotations or (None if is_list else label_folder(root, ("labels",)))
+    if labels is None and not is_list:
         raise DataError(f"{root}: no folder of labels; YOLO mirrors images/train as labels/train")
-    names = [_label_name(path, root, labels) for path in images]
+    name_of = _mirrored if labels is None or is_list else _below
+    names = [name_of(path, root, labels) for path in images]
     classes = tuple(config.names.values())
     return YoloSource(
         files=ImageFiles.under(root, images),
@@ -205,15 +207,23 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not a text file ({error}); export the labels again") from error
 
 
-def _label_name(image: Path, root: Path, labels: Path | None) -> str:
-    """The last `images` of the path becomes `labels`, the ending .txt."""
-    if labels is not None and image.is_relative_to(root):
-        return str(image.relative_to(root).with_suffix(".txt"))
-    parts = list(image.absolute().parts)
+def _below(image: Path, root: Path, labels: Path | None) -> str:
+    """The same path below the folder of labels."""
+    del labels
+    return str(image.relative_to(root).with_suffix(".txt"))
+
+
+def _mirrored(image: Path, root: Path, labels: Path | None) -> str:
+    """The last `images` of the path becomes `labels`; or the longest common end below `labels`."""
+    del root
+    parts = list(image.absolute().with_suffix(".txt").parts)
+    if labels is not None:
+        ends = (labels.joinpath(*parts[first:]) for first in range(1, len(parts)))
+        return str(next((end.absolute() for end in ends if end.is_file()), ""))
     at = [k for k, part in enumerate(parts[:-1]) if part == "images"]
     if at:
         parts[at[-1]] = "labels"
-    return str(Path(*parts).with_suffix(".txt"))
+    return str(Path(*parts))
 
 
 def _rectangle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
