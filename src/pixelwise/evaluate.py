@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, get_args
+from typing import TYPE_CHECKING, Unpack, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from pixelwise import randomness
 from pixelwise.data.dataset import Dataset
-from pixelwise.data.loader import Batch, collate
-from pixelwise.data.transforms import EvalTransform, Prepared
-from pixelwise.errors import UsageError
+from pixelwise.data.dataset import open as open_data
+from pixelwise.errors import DataError, ModelError, UsageError
+from pixelwise.evaluation_loop import (
+    Job,
+    Losses,
+    Settings,
+    check,
+    described,
+    evaluation_mode,
+    gather,
+    predict_one,
+    predictions,
+)
 from pixelwise.meters import InstanceMeter, Meter, SemanticMeter, Truth
-from pixelwise.metrics.miou import Absent, as_array
-from pixelwise.progress import track
+from pixelwise.metrics.coco_ap import resolve_max_dets
+from pixelwise.metrics.miou import as_array
 from pixelwise.scores import Report
 from pixelwise.spec import InputSpec, Task
 from pixelwise.types import (
@@ -37,72 +43,12 @@ from pixelwise.types import (
     IntArray,
     Prediction,
     SemanticPrediction,
-    System,
 )
 
 if TYPE_CHECKING:
     from pixelwise.predict import Segmenter
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Settings(TypedDict, total=False):
-    """How an evaluation runs; every key may be left out.
-
-    Args:
-        device:     where the system computes ("cpu", "cuda:0"); `evaluate` takes the model's.
-        batch_size: pictures per forward pass (1).
-        workers:    processes that read pictures (0: this one).
-        max_dets:   detections per picture and class that count (100, as COCO's); a list gives one
-                    average recall each.
-        boundary:   boundary AP too, for instances (off: it takes longer).
-        absent:     classes that do not occur: "defined", "in_gt" or "all_zero" (`Confusion`).
-        with_loss:  the loss on these pictures too.
-        precision:  "fp32", "bf16" or "fp16".
-        tile:       segment in tiles of this side, pixels; None takes every picture whole.
-        tta:        test-time augmentation, as `Segmenter.predict` takes it.
-        quiet:      show no progress.
-        label:      what the progress shows.
-    """
-
-    device: str | torch.device
-    batch_size: int
-    workers: int
-    max_dets: int | Sequence[int]
-    boundary: bool
-    absent: Absent
-    with_loss: bool
-    precision: Literal["fp32", "bf16", "fp16"]
-    tile: int | None
-    tta: Any
-    quiet: bool
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """`Settings` with its defaults, and what every part of the loop needs."""
-
-    task: Task
-    input: InputSpec
-    classes: tuple[str, ...]
-    device: str | torch.device = "cpu"
-    batch_size: int = 1
-    workers: int = 0
-    max_dets: int | Sequence[int] = 100
-    boundary: bool = False
-    absent: Absent = "defined"
-    with_loss: bool = False
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tile: int | None = None
-    tta: Any = None
-    quiet: bool = False
-    label: str = "evaluate"
-
-    @property
-    def place(self) -> torch.device:
-        """Where the system computes."""
-        return torch.device(self.device)
+_SHOWN_SCORE = 0.5  # objects below it would clutter the pictures
 
 
 def evaluate(
@@ -135,22 +81,16 @@ def evaluate(
         DataError:  data that cannot be read, or a split that is not there.
         ModelError: a model that cannot be loaded, or lacks a class of the data.
     """
-    from pixelwise.data.dataset import open as open_data
     from pixelwise.predict import Segmenter, load
 
     device = settings.get("device")
     if not isinstance(model, Segmenter):
         model = load(model, device=None if device is None else str(device))
-    found = open_data(data)
-    if split is not None and not _is_one_file(data):
-        found = found.split(split)
-    view = found.as_semantic() if model.task == "semantic" else found.as_instances()
-    if not len(view):
-        raise UsageError(f"{data}: split {split!r} has no pictures to evaluate")
+    view = open_view(data, split=split, task=model.task, channels=model.input.channels)
     settings["device"] = device or model.device
     report = evaluate_system(
         model.system,
-        replace(view, channels=model.input.channels),
+        view,
         task=model.task,
         input=model.input,
         classes=model.classes,
@@ -159,8 +99,32 @@ def evaluate(
     source = view.sources[0].format if isinstance(data, Dataset) else str(data)
     return replace(
         report,
-        about={"model": model.name, "data": source, "split": "+".join(found.splits)} | report.about,
+        about={"model": model.name, "data": source, "split": "+".join(view.splits)} | report.about,
     )
+
+
+def open_view(
+    data: Dataset | str | os.PathLike[str], *, split: str | None, task: Task, channels: int = 3
+) -> Dataset:
+    """The pictures that `evaluate` would measure a model on.
+
+    Args:
+        data:     a data.yaml, a COCO json, a folder, or an opened data set.
+        split:    one of its splits, or None for all; a COCO json is one split already.
+        task:     "semantic" or "instance".
+        channels: of the pictures.
+
+    Raises:
+        DataError: data that cannot be read, or a split that is not there or empty.
+    """
+    found = open_data(data)
+    one_file = not isinstance(data, Dataset) and Path(data).suffix.lower() == ".json"
+    if split is not None and not one_file:
+        found = found.split(split)
+    view = found.as_semantic() if task == "semantic" else found.as_instances()
+    if not len(view):
+        raise DataError(f"{data}: no pictures to evaluate in split {split!r}")
+    return replace(view, channels=channels)
 
 
 def evaluate_system(
@@ -189,32 +153,84 @@ def evaluate_system(
         UsageError: a setting that does not fit.
         ModelError: the system lacks a class of the data.
     """
-    job = _Job(task=task, input=input, classes=tuple(classes), **settings)
-    _check(job)
+    job = Job(task=task, input=input, classes=tuple(classes), **settings)
+    check(job)
     translate = match_classes(job.classes, view.classes)
     if job.with_loss and translate is not None:
         raise UsageError("a loss needs the classes of model and data in the same order")
     meter = _meter(job, view.classes)
-    losses = _Losses()
+    losses = Losses()
     start = time.perf_counter()
-    with randomness.kept(), _evaluation_mode(system.to(job.place)), torch.no_grad():
-        for predictions, truths in _predict(system, view, job, losses):
-            for prediction, truth in zip(predictions, truths, strict=True):
+    with randomness.kept(), evaluation_mode(system.to(job.place)), torch.no_grad():
+        for found, truths in predictions(system, view, job, losses):
+            for prediction, truth in zip(found, truths, strict=True):
                 _add(meter, _translated(prediction, translate), truth)
-    meter, losses = _gather(meter, losses)
+    meter, losses = gather(meter, losses)
     about = {
         "images": len(view),
         "seconds": time.perf_counter() - start,
-        "settings": _described(job),
+        "settings": described(job),
+        "notes": _notes(system, job),
     }
     return Report.of(
         task, view.classes, meter.findings(), paths=meter.paths, losses=losses.means(), about=about
     )
 
 
-def _is_one_file(data: Dataset | str | os.PathLike[str]) -> bool:
-    """Whether the data is one annotation file, which knows no splits."""
-    return not isinstance(data, Dataset) and Path(data).suffix.lower() == ".json"
+@torch.no_grad()
+def draw_worst(
+    system: nn.Module,
+    view: Dataset,
+    report: Report,
+    *,
+    out: str | os.PathLike[str],
+    input: InputSpec,
+    classes: Sequence[str],
+    count: int = 6,
+) -> list[Path]:
+    """Draw annotation beside prediction for the worst pictures of a report.
+
+    Pictures of an earlier report in the same folder are removed; `write_report` shows the new ones.
+
+    Args:
+        system:  that was evaluated, on any device.
+        view:    that it was evaluated on.
+        report:  of that evaluation.
+        out:     folder of the run; the files are pictures/worst_INDEX.jpg in it.
+        input:   how pictures become network inputs.
+        classes: class names of the system.
+        count:   how many pictures.
+
+    Returns:
+        The files written, worst first.
+    """
+    from PIL import Image
+
+    from pixelwise.visualize import draw, draw_ground_truth, side_by_side
+
+    folder = Path(out) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("worst_*.jpg"):
+        old.unlink()
+    written: list[Path] = []
+    chosen = [image.index for image in report.worst[:count]]
+    place = next((p.device for p in system.parameters()), torch.device("cpu"))
+    job = Job(task=report.task, input=input, classes=tuple(classes), device=place, quiet=True)
+    translate = match_classes(job.classes, view.classes)
+    with randomness.kept(), evaluation_mode(system):
+        for index in chosen:
+            sample = view[index]
+            prediction = _translated(predict_one(system, sample, job), translate)
+            if isinstance(prediction, InstancePrediction):
+                prediction = prediction.select(prediction.scores >= _SHOWN_SCORE)
+            pair = [
+                draw_ground_truth(sample, view.classes, colors=view.colors),
+                draw(sample.image, prediction, view.classes, colors=view.colors),
+            ]
+            picture = side_by_side(pair, titles=["annotation", "prediction"])
+            written.append(folder / f"worst_{index:05d}.jpg")
+            Image.fromarray(picture).save(written[-1], quality=88)
+    return written
 
 
 def match_classes(model: Sequence[str], data: Sequence[str]) -> IntArray | None:
@@ -231,8 +247,6 @@ def match_classes(model: Sequence[str], data: Sequence[str]) -> IntArray | None:
     Raises:
         ModelError: the model lacks a class of the data set.
     """
-    from pixelwise.errors import ModelError
-
     if tuple(model) == tuple(data):
         return None
     missing = [name for name in data if name not in model]
@@ -246,144 +260,7 @@ def match_classes(model: Sequence[str], data: Sequence[str]) -> IntArray | None:
     return np.array([position.get(name, -1) for name in model], np.int64)
 
 
-class _Losses:
-    """Validation losses of every batch, by the first picture in it."""
-
-    def __init__(self) -> None:
-        self.batches: dict[int, tuple[int, dict[str, float]]] = {}
-
-    def update(self, first: int, pictures: int, losses: dict[str, float]) -> None:
-        self.batches[first] = pictures, losses
-
-    def merge(self, other: _Losses) -> _Losses:
-        self.batches |= other.batches
-        return self
-
-    def means(self) -> dict[str, float]:
-        """Means over pictures: the total under "loss", each part under "loss/NAME"."""
-        sums: dict[str, float] = defaultdict(float)
-        total = 0
-        for _, (pictures, losses) in sorted(self.batches.items()):
-            total += pictures
-            for name, value in losses.items():
-                sums[f"loss/{name}"] += value * pictures
-        parts = {name: value / total for name, value in sums.items()}
-        return {"loss": sum(parts.values())} | parts if parts else {}
-
-
-class _Pictures:
-    """What the reading processes do: a picture made ready, and its annotation at original size."""
-
-    def __init__(self, view: Dataset, transform: EvalTransform) -> None:
-        self.view, self.transform = view, transform
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-    def __getitem__(self, i: int) -> tuple[Prepared, Truth]:
-        sample = self.view[i]
-        truth = Truth(
-            index=i, path=str(sample.path), labels=sample.labels, instances=sample.instances
-        )
-        return self.transform(sample), truth
-
-
-def _predict(
-    system: nn.Module, view: Dataset, job: _Job, losses: _Losses
-) -> Iterator[tuple[Sequence[Prediction], Sequence[Truth]]]:
-    """Predictions and annotations of this process's pictures, batch by batch."""
-    batches = _my_batches(len(view), job.batch_size)
-    if job.tile is not None or job.tta:
-        yield from _predict_assembled(system, view, job, [i for batch in batches for i in batch])
-        return
-    loader = DataLoader(
-        cast(Any, _Pictures(view, EvalTransform(job.input, job.task))),
-        batch_sampler=batches,
-        collate_fn=_join,
-        num_workers=job.workers,
-        pin_memory=job.place.type == "cuda",
-    )
-    contract = cast(System, system)
-    done: Iterable[tuple[Batch, list[Truth]]] = track(
-        loader, job.label, total=len(batches), quiet=job.quiet or _rank_and_world()[0] > 0
-    )
-    for batch, truths in done:
-        images = batch.images.to(job.place, non_blocking=True)
-        with _autocast(job):
-            raw = contract(images)  # pyright: ignore[reportUnknownVariableType,reportCallIssue]
-        yield contract.decode(_full_precision(raw), batch.sizes), truths
-        if job.with_loss:
-            found = _loss(contract, images, batch, job)
-            losses.update(truths[0].index, len(truths), found)
-
-
-def _predict_assembled(
-    system: nn.Module, view: Dataset, job: _Job, indices: Sequence[int]
-) -> Iterator[tuple[Sequence[Prediction], Sequence[Truth]]]:
-    """The same through `Segmenter`, for tiles and test-time augmentation."""
-    from pixelwise.predict import Segmenter
-
-    segmenter = Segmenter(
-        system,
-        name=job.label,
-        classes=job.classes,
-        input=job.input,
-        task=job.task,
-        device=job.place,
-    )
-    for i in track(indices, job.label, quiet=job.quiet or _rank_and_world()[0] > 0):
-        sample = view[i]
-        result = segmenter.predict(sample.image, tile=job.tile, tta=job.tta, score_thresh=0.0)
-        truth = Truth(
-            index=i, path=str(sample.path), labels=sample.labels, instances=sample.instances
-        )
-        prediction = result.semantic if job.task == "semantic" else result.instances
-        yield [cast(Prediction, prediction)], [truth]
-
-
-def _loss(system: System, images: Tensor, batch: Batch, job: _Job) -> dict[str, float]:
-    """The losses of one batch; sampling inside them depends on the batch alone."""
-    targets = [target.to(job.place, non_blocking=True) for target in batch.targets]
-    torch.manual_seed(batch.indices[0])
-    with _autocast(job):
-        return {name: float(value) for name, value in system.loss(images, targets).items()}
-
-
-def _join(items: Sequence[tuple[Prepared, Truth]]) -> tuple[Batch, list[Truth]]:
-    return collate([prepared for prepared, _ in items]), [truth for _, truth in items]
-
-
-def _my_batches(pictures: int, batch_size: int) -> list[list[int]]:
-    """This process's share of the batches that a single process would make, none of them padded.
-
-    Whole batches are dealt out, since what a picture is batched with may change its padding.
-    """
-    rank, world = _rank_and_world()
-    starts = range(0, pictures, batch_size)
-    return [list(range(s, min(s + batch_size, pictures))) for s in starts][rank::world]
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _gather(meter: Meter, losses: _Losses) -> tuple[Meter, _Losses]:
-    """The meters of all processes joined, in the order of their ranks; the same on each of them."""
-    world = _rank_and_world()[1]
-    if world == 1:
-        return meter, losses
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, (meter, losses))
-    meter, losses = parts[0]
-    for other, other_losses in parts[1:]:
-        meter.merge(other)
-        losses.merge(other_losses)
-    return meter, losses
-
-
-def _meter(job: _Job, classes: Sequence[str]) -> Meter:
+def _meter(job: Job, classes: Sequence[str]) -> Meter:
     if job.task == "semantic":
         return SemanticMeter(classes, absent=job.absent)
     return InstanceMeter(classes, max_dets=job.max_dets, boundary=job.boundary)
@@ -394,6 +271,17 @@ def _add(meter: Meter, prediction: Prediction, truth: Truth) -> None:
         meter.update(cast(SemanticPrediction, prediction), truth)
     else:
         meter.update(cast(InstancePrediction, prediction), truth)
+
+
+def _notes(system: nn.Module, job: Job) -> list[str]:
+    """A limit of the system that makes a setting of the evaluation void."""
+    limit = getattr(getattr(system, "cfg", None), "detections_per_image", None)
+    if job.task != "instance" or limit is None or resolve_max_dets(job.max_dets)[-1] <= limit:
+        return []
+    return [
+        f"the system returns at most {limit} objects per picture, so a larger max_dets changes "
+        f"little; raise its detections_per_image too"
+    ]
 
 
 def _translated(prediction: Prediction, translate: IntArray | None) -> Prediction:
@@ -407,56 +295,3 @@ def _translated(prediction: Prediction, translate: IntArray | None) -> Predictio
     table = np.full(max(IGNORE + 1, len(translate)), IGNORE, np.uint8)
     table[: len(translate)] = np.where(translate < 0, IGNORE, translate)
     return replace(prediction, labels=torch.from_numpy(table[labels]))
-
-
-@contextmanager
-def _evaluation_mode(system: nn.Module) -> Generator[None]:
-    """Evaluation mode inside; afterwards every sub-module is in the mode it was in.
-
-    `train()` alone would also wake frozen normalisation layers.
-    """
-    before = {module: module.training for module in system.modules()}
-    system.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
-
-
-def _autocast(job: _Job) -> AbstractContextManager[Any]:
-    if job.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(job.place.type, _AUTOCAST[job.precision])
-
-
-def _full_precision(raw: Any) -> Any:
-    """Raw outputs in float32, which decoding counts on."""
-    if isinstance(raw, Tensor):
-        return raw.float() if raw.dtype in (torch.bfloat16, torch.float16) else raw
-    if isinstance(raw, tuple):
-        fields = cast("tuple[Any, ...]", raw)
-        parts = map(_full_precision, fields)
-        return type(fields)(*parts) if hasattr(fields, "_fields") else tuple(parts)
-    return raw
-
-
-def _check(job: _Job) -> None:
-    if job.batch_size < 1 or job.workers < 0:
-        raise UsageError(
-            f"batch_size={job.batch_size}, workers={job.workers}: at least one picture per batch, "
-            "and no negative number of workers"
-        )
-    if job.precision != "fp32" and job.precision not in _AUTOCAST:
-        raise UsageError(f"precision={job.precision!r}; choose fp32, bf16 or fp16")
-    if job.absent not in get_args(Absent):
-        raise UsageError(f"absent={job.absent!r}; choose one of {', '.join(get_args(Absent))}")
-    if job.with_loss and (job.tile is not None or job.tta):
-        raise UsageError("a loss is taken of whole pictures; leave tile and tta out with it")
-
-
-def _described(job: _Job) -> dict[str, Any]:
-    """The settings that the numbers depend on."""
-    keys = ("batch_size", "precision", "tile", "tta")
-    own = ("absent",) if job.task == "semantic" else ("max_dets",)
-    return {key: getattr(job, key) for key in (*keys, *own)}

@@ -44,6 +44,7 @@ class Findings:
         scores:    main metric of each picture by index; nan where undefined.
         confusion: [K, K] pixels, rows annotated, columns predicted (semantic).
         curves:    precision over recall (instance).
+        notes:     what the reader of the numbers should know.
     """
 
     metrics: dict[str, float]
@@ -51,6 +52,7 @@ class Findings:
     scores: dict[int, float]
     confusion: list[list[int]] | None = None
     curves: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SemanticMeter:
@@ -186,6 +188,16 @@ class InstanceMeter:
             rows=rows,
             scores={i: score if score >= 0 else float("nan") for i, score in scores.items()},
             curves=_curves(masks),
+            notes=self._notes(),
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        crowded, top = self.ap.crowded(), self.ap.max_dets[-1]
+        if not crowded:
+            return ()
+        return (
+            f"{crowded} of {len(self.ap)} pictures hold more than {top} objects of a class, of "
+            f"which max_dets={top} lets no model find all; raise max_dets",
         )
 
 

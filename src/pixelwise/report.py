@@ -74,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
         _epoch_pictures(folder),
         _quality(report),
         _per_class(report),
-        _worst(report),
+        _worst(folder, report),
         _settings(folder),
     ]
     path = folder / "report.html"
@@ -306,13 +306,17 @@ def _per_class(report: Report | None) -> str:
     )
 
 
-def _worst(report: Report | None) -> str:
-    """The pictures with the lowest scores, embedded."""
+def _worst(folder: Path, report: Report | None) -> str:
+    """The pictures with the lowest scores: drawn ones where there are any, else as they are."""
     if report is None or not report.worst:
         return ""
     figures: list[str] = []
+    drawn = {image.index: f"pictures/worst_{image.index:05d}.jpg" for image in report.worst}
+    drawn = {index: name for index, name in drawn.items() if (folder / name).is_file()}
     for image in report.worst:
-        source = _thumbnail(Path(image.path))
+        if drawn and image.index not in drawn:
+            continue
+        source = drawn.get(image.index) or _thumbnail(Path(image.path))
         shown = f'<img src="{source}" alt="">' if source else ""
         name = escape(Path(image.path).name)
         caption = f"<b>{show(image.score)}</b> &nbsp;{name}"
@@ -320,8 +324,8 @@ def _worst(report: Report | None) -> str:
     what = "mean IoU" if report.task == "semantic" else "mask AP"
     return (
         f'<section><h2>Worst pictures</h2><p class="note">Lowest {what} of the picture by itself, '
-        f'of {len(report.per_image)} pictures.</p><div class="pictures">{"".join(figures)}</div>'
-        "</section>"
+        f"of {len(report.per_image)} pictures.</p>"
+        f'<div class="pictures{" wide" if drawn else ""}">{"".join(figures)}</div></section>'
     )
 
 

@@ -70,6 +70,7 @@ class Report:
     ) -> Report:
         """A report of what a meter found, the losses after the metrics."""
         scores = findings.scores.items()
+        notes = [*about.get("notes", ()), *findings.notes]
         return cls(
             task=task,
             classes=tuple(classes),
@@ -82,7 +83,7 @@ class Report:
             ],
             confusion=findings.confusion,
             curves=findings.curves,
-            about=dict(about),
+            about=dict(about) | {"notes": notes},
         )
 
     @property
@@ -102,6 +103,7 @@ class Report:
     def summary(self) -> str:
         """The result as text: a heading, the metrics, a table per class, the worst pictures."""
         parts = [self._heading(), _metric_lines(self.metrics), _table(self.rows)]
+        parts += [f"note: {note}" for note in self.about.get("notes", ())]
         if self.worst:
             lines = [f"  {image.score:7.4f}  {image.path}" for image in self.worst[:5]]
             parts.append("\n".join(["worst pictures", *lines]))

@@ -42,7 +42,8 @@ def command(
 ) -> int:
     """Measure MODEL on the annotated pictures of DATA and print the numbers."""
     from pixelwise.errors import UsageError
-    from pixelwise.evaluate import evaluate
+    from pixelwise.evaluate import draw_worst, evaluate, open_view
+    from pixelwise.predict import load
 
     if plots and out is None:
         raise UsageError("--plots needs a folder to write to: add --out DIR")
@@ -57,10 +58,19 @@ def command(
         "tta": tta or None,
         "quiet": quiet,
     }
-    if device is not None:
-        settings["device"] = device
-    report = evaluate(model, data, split=None if split == "all" else split, **settings)
+    segmenter = load(model, device=device)
+    view = open_view(data, split=None if split == "all" else split, task=segmenter.task)
+    report = evaluate(segmenter, view, split=None, **settings)
+    report.about["data"] = data
     if out is not None:
+        draw_worst(
+            segmenter.system,
+            view,
+            report,
+            out=out,
+            input=segmenter.input,
+            classes=segmenter.classes,
+        )
         _write(report, out, plots=plots)
     print(json_text.dumps(report.to_dict(), indent=2) if json else report.summary())
     return 0

@@ -227,6 +227,14 @@ class CocoAP:
             counts += np.bincount(annotated.labels[~annotated.crowd], minlength=len(counts))
         return APResult(kind, self.classes, self.max_dets, precision, recall, counts)
 
+    def crowded(self) -> int:
+        """Pictures with more annotated objects of one class than the largest limit lets count."""
+        most = [
+            int(np.bincount(annotated.labels[~annotated.crowd]).max(initial=0))
+            for annotated, _ in self._images.values()
+        ]
+        return sum(count > self.max_dets[-1] for count in most)
+
     def image_ap(self, index: int, kind: Kind = "mask") -> float:
         """Average precision of one picture by itself; -1 where nothing is annotated in it."""
         labels = np.unique(self._images[index][0].labels).tolist()
