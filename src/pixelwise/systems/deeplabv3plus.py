@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,16 @@ from pixelwise.losses.pixel import cross_entropy, pixel_weights, weighted_mean
 from pixelwise.nn.aspp import ASPP, Conv, ImagePoolPlace, Projection, make_conv3x3
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.blocks import ConvNormAct
-from pixelwise.nn.norm import Norm
+from pixelwise.nn.norm import NORMS, Norm
 from pixelwise.ops.resize import logits_to_prediction, resize
 from pixelwise.types import ImageSize, SemanticPrediction, SemanticTarget
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": NORMS,
+    "conv": get_args(Conv),
+    "image_pool": get_args(ImagePoolPlace),
+    "projection": get_args(Projection),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,27 @@ class DeepLabV3PlusConfig:
     align_corners: bool = True
     aux_weight: float = 0.0
     class_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("multi_grid", "aspp_rates", "class_weights"):
+            value = getattr(self, key)
+            if value is not None:
+                object.__setattr__(self, key, tuple(value))  # JSON brings lists
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UsageError(
+                    f"deeplabv3plus has no {key}={getattr(self, key)!r}; "
+                    f"choose one of {', '.join(allowed)}"
+                )
+        if self.num_classes < 1:
+            raise UsageError(f"num_classes is at least 1, not {self.num_classes}")
+        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
+            raise UsageError(
+                f"class_weights has {len(self.class_weights)} values for {self.num_classes} "
+                "classes; give one per class"
+            )
+        if not self.aspp_rates:
+            raise UsageError("aspp_rates is empty; give at least one rate, such as (6, 12, 18)")
 
 
 class DeepLabV3PlusRaw(NamedTuple):
@@ -149,7 +177,6 @@ class DeepLabV3Plus(nn.Module):
 
     def __init__(self, cfg: DeepLabV3PlusConfig) -> None:
         super().__init__()
-        _check(cfg)
         self.cfg = cfg
         levels = (2, 4, 5) if cfg.aux_weight else (2, 5)
         self.backbone: Backbone = build_backbone(
@@ -233,15 +260,3 @@ def _own_weights(targets: Sequence[SemanticTarget]) -> Tensor | None:
         return None
     ones = torch.ones_like(targets[0].labels, dtype=torch.float32)
     return torch.stack([ones if t.weights is None else t.weights for t in targets])
-
-
-def _check(cfg: Any) -> None:
-    if cfg.num_classes < 1:
-        raise UsageError(f"num_classes is at least 1, not {cfg.num_classes}")
-    if cfg.class_weights is not None and len(cfg.class_weights) != cfg.num_classes:
-        raise UsageError(
-            f"class_weights has {len(cfg.class_weights)} values for {cfg.num_classes} classes; "
-            "give one per class"
-        )
-    if not cfg.aspp_rates:
-        raise UsageError("aspp_rates is empty; give at least one rate, such as (6, 12, 18)")

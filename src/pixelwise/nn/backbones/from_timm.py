@@ -10,11 +10,30 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers import norm_act
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 from pixelwise.nn.norm import Norm
+
+
+class SameConv(nn.Conv2d):
+    """TensorFlow's "SAME" padding: as much as gives ceil(n / stride) cells, the odd one at the end.
+
+    timm's own form of it computes the amount with `max` and `ceil`, on which `torch.export` with
+    open sizes takes minutes; this arithmetic is constant where the stride divides the size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, in, H, W] → [B, out, ceil(H / stride), ceil(W / stride)]."""
+        amounts: list[int] = []
+        for axis in (1, 0):  # F.pad takes the last dimension first
+            n, stride = input.shape[2 + axis], self.stride[axis]
+            total = (self.kernel_size[axis] - 1) * self.dilation[axis] - (n % stride - 1) % stride
+            amounts += [total // 2, total - total // 2]
+        padded = F.pad(input, amounts)
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 class TimmBackbone(nn.Module):
@@ -61,7 +80,8 @@ class TimmBackbone(nn.Module):
             )
         self.levels = levels
         indices = tuple(nominal.index(level) for level in levels)
-        self.body = _replace_norms(_create(name, {**options, "out_indices": indices}), norm, name)
+        body = _create(name, {**options, "out_indices": indices})
+        self.body = _replace_norms(_replace_same_convs(body), norm, name)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
         self.channels_last = str(getattr(probe, "output_fmt", "NCHW")).endswith("NHWC")
@@ -169,6 +189,29 @@ def _nominal_levels(name: str, reductions: Sequence[int], output_stride: int) ->
             f"pyramid at output_stride {output_stride}; choose another backbone or output_stride"
         )
     return nominal
+
+
+def _replace_same_convs(body: nn.Module) -> nn.Module:
+    """Every convolution with TensorFlow's padding as a `SameConv` with the same weights."""
+    for parent in list(body.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, Conv2dSame):
+                continue
+            conv = cast("nn.Conv2d", child)
+            if conv.kernel_size < conv.stride:  # skips pixels; may need no padding at all
+                continue
+            same = SameConv(
+                conv.in_channels,
+                conv.out_channels,
+                cast("tuple[int, int]", conv.kernel_size),
+                stride=cast("tuple[int, int]", conv.stride),
+                dilation=cast("tuple[int, int]", conv.dilation),
+                groups=conv.groups,
+                bias=conv.bias is not None,
+            )
+            same.weight, same.bias = conv.weight, conv.bias
+            setattr(parent, name, same)
+    return body
 
 
 def _replace_norms(body: nn.Module, norm: Norm | str | None, name: str) -> Any:
