@@ -255,9 +255,8 @@ def _share(mask: Labels, rows: Span, columns: Span) -> float:
 
 def trim(mask: Labels) -> tuple[Labels, tuple[int, int]]:
     """The smallest window around a mask, and its (top, left) in the old one."""
-    rows, columns = mask.any(1), mask.any(0)
-    if not rows.any():
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
         return mask[:0, :0], (0, 0)
-    top, left = int(rows.argmax()), int(columns.argmax())
-    bottom, right = len(rows) - int(rows[::-1].argmax()), len(columns) - int(columns[::-1].argmax())
-    return mask[top:bottom, left:right], (top, left)
+    top, left = int(rows[0]), int(columns[0])
+    return mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1], (top, left)

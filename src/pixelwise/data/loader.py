@@ -1,28 +1,33 @@
-"""Batches, and the order in which pictures come."""
+"""Batches, read ahead by worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from pixelwise.data.sample import Sample
-from pixelwise.data.transforms import Prepared, TrainTransform, pad_to
-from pixelwise.types import ImageSize, SemanticTarget, Target
+from pixelwise.data.sampler import EpochSampler, Key
+from pixelwise.data.transforms import EvalTransform, Prepared, TrainTransform, pad_to
+from pixelwise.errors import DataError, PixelwiseError
+from pixelwise.types import IGNORE, ImageSize, SemanticTarget, Target
+
+__all__ = ["Batch", "EpochSampler", "View", "collate", "make_loader"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Pictures of one step, padded to the largest.
+    """The pictures of one step, padded to the largest of them.
 
     Args:
         images:  [B, C, H, W] float32.
-        targets: one per picture.
+        targets: one per picture, in order; without annotations, none at all.
         sizes:   one per picture; `input` is (H, W).
         indices: positions in the data set.
     """
@@ -31,6 +36,9 @@ class Batch:
     targets: list[Target]
     sizes: list[ImageSize]
     indices: list[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -41,107 +49,158 @@ class Batch:
             indices=self.indices,
         )
 
+    def pin_memory(self) -> Batch:
+        """The same batch with its pictures in page-locked memory, for asynchronous copies."""
+        return replace(self, images=self.images.pin_memory())
+
 
 def collate(items: Sequence[Prepared]) -> Batch:
-    """Join prepared pictures; smaller ones are padded at the right and the bottom."""
-    height = max(p.image.shape[-2] for p in items)
-    width = max(p.image.shape[-1] for p in items)
-    targets: list[Target] = []
-    for item in items:
-        target = item.target
-        if isinstance(target, SemanticTarget):
-            target = SemanticTarget(labels=pad_to(target.labels, (height, width), value=255))
-        if target is not None:
-            targets.append(target)
+    """Join prepared pictures; smaller ones are padded at the right and the bottom.
+
+    Images with zeros (they are normalised already), labels with 255, weights with zeros.
+
+    Args:
+        items: each padded to the network's divisor already, so the largest is too.
+    """
+    size = max(p.image.shape[-2] for p in items), max(p.image.shape[-1] for p in items)
+    targets = [_pad_target(p.target, size) for p in items if p.target is not None]
     return Batch(
-        images=torch.stack([pad_to(p.image, (height, width)) for p in items]),
+        images=torch.stack([pad_to(p.image, size) for p in items]),
         targets=targets,
-        sizes=[
-            ImageSize(original=p.size.original, content=p.size.content, input=(height, width))
-            for p in items
-        ],
+        sizes=[replace(p.size, input=size) for p in items],
         indices=[p.index for p in items],
     )
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), in an order that follows from seed and epoch alone.
-
-    All processes see the same permutation and take turns; what does not fill a batch on every
-    process is left out.
-
-    Args:
-        length:     of the data set.
-        batch_size: pictures per batch of this process.
-        seed:       of the order.
-        rank:       this process.
-        world:      number of processes.
-    """
-
-    def __init__(
-        self, length: int, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.rank, self.world = rank, world
-        self.epoch, self.start = 0, 0
-
-    def set_epoch(self, epoch: int, *, start: int = 0) -> None:
-        """Choose the epoch, and the batch within it to begin with."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        return self.length // (self.batch_size * self.world) - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        whole = self.batch_size * self.world
-        for number in range(self.start, self.length // whole):
-            first = number * whole + self.rank * self.batch_size
-            yield [(self.epoch, int(i)) for i in order[first : first + self.batch_size]]
+def _pad_target(target: Target, size: tuple[int, int]) -> Target:
+    if not isinstance(target, SemanticTarget):
+        return target  # objects live in the content, which does not change
+    weights = target.weights
+    return SemanticTarget(
+        labels=pad_to(target.labels, size, value=IGNORE),
+        weights=None if weights is None else pad_to(weights, size),
+    )
 
 
 class View(Protocol):
-    """What a loader reads from."""
+    """What a loader reads from: a view of a data set, or anything like it."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int, /) -> Sample: ...
 
+    def path(self, i: int, /) -> Path:
+        """The file of picture i."""
+        ...
 
-class _Training:
-    """Reads and transforms; the chance in it follows from seed, epoch and picture alone."""
 
-    def __init__(self, view: View, transform: TrainTransform, seed: int) -> None:
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a worker to the process that can show it.
+
+    Torch would bury the message under the worker's traceback; here it arrives as it was.
+    """
+
+    message: str
+    is_data: bool
+
+
+class _Reader:
+    """Reads and transforms; the chance in it follows from seed, epoch and index alone."""
+
+    def __init__(self, view: View, transform: TrainTransform | EvalTransform, seed: int) -> None:
         self.view, self.transform, self.seed = view, transform, seed
 
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, key: tuple[int, int]) -> Prepared:
+    def __getitem__(self, key: Key) -> Prepared | _Failure:
         epoch, index = key
+        try:
+            return self._read(epoch, index)
+        except DataError as error:
+            return _Failure(self._name(index, str(error)), is_data=True)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}; check this picture and its annotation"
+            return _Failure(self._name(index, text), is_data=isinstance(error, OSError))
+
+    def _read(self, epoch: int, index: int) -> Prepared:
+        sample = self.view[index]
+        if isinstance(self.transform, EvalTransform):
+            return self.transform(sample)
         rng = np.random.default_rng([self.seed, epoch, index])
 
         def draw_other() -> Sample:
             return self.view[int(rng.integers(len(self.view)))]
 
-        return self.transform(self.view[index], rng, draw_other)
+        return self.transform(sample, rng, draw_other)
+
+    def _name(self, index: int, message: str) -> str:
+        path = str(self.view.path(index))
+        return message if path in message else f"{path}: {message}"
+
+
+class _Loader(DataLoader[Batch]):
+    """A `DataLoader` that raises the errors of its workers as errors of ours."""
+
+    def __iter__(self) -> Any:
+        return _checked(super().__iter__())
+
+
+def _checked(batches: Iterator[Any]) -> Iterator[Batch]:
+    try:
+        for batch in batches:
+            if isinstance(batch, _Failure):
+                raise (DataError if batch.is_data else PixelwiseError)(batch.message)
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise PixelwiseError(
+            f"a process that reads pictures died ({str(error).splitlines()[0]}); it probably ran "
+            "out of memory: use fewer workers or a smaller batch"
+        ) from error
+
+
+def _collate_or_fail(items: Sequence[Prepared | _Failure]) -> Batch | _Failure:
+    failures = [item for item in items if isinstance(item, _Failure)]
+    return failures[0] if failures else collate(cast(Sequence[Prepared], items))
 
 
 def make_loader(
     view: View,
-    transform: TrainTransform,
+    transform: TrainTransform | EvalTransform,
     *,
     batch_size: int,
     workers: int,
     sampler: EpochSampler,
     seed: int,
 ) -> DataLoader[Batch]:
-    """Read training batches, in this process or in `workers` others."""
-    del batch_size  # the sampler makes the batches
-    return DataLoader(
-        cast(Any, _Training(view, transform, seed)),
+    """Read batches, in this process or ahead of it in others.
+
+    The result does not depend on the number of workers, nor on where in an epoch it begins.
+
+    Args:
+        view:       the annotated pictures.
+        transform:  what is done to each.
+        batch_size: as the sampler's.
+        workers:    number of reading processes; 0 reads in this one.
+        sampler:    which pictures, and in which batches.
+        seed:       of the chance in the transform.
+
+    Returns:
+        An iterable of `Batch`. Iterating raises DataError where a file is missing or broken; the
+        message names it.
+    """
+    if batch_size != sampler.batch_size:
+        raise ValueError(f"batch_size is {batch_size}, the sampler's {sampler.batch_size}")
+    generator = torch.Generator().manual_seed(seed)  # else each epoch draws from the global one
+    collate_fn: Callable[..., Any] = _collate_or_fail
+    return _Loader(
+        cast(Any, _Reader(view, transform, seed)),
         batch_sampler=cast(Any, sampler),
-        collate_fn=collate,
+        collate_fn=collate_fn,
         num_workers=workers,
+        generator=generator,
         pin_memory=torch.cuda.is_available(),
     )

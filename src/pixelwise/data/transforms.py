@@ -134,7 +134,8 @@ class EvalTransform:
     """
 
     def __init__(self, spec: InputSpec, task: Task) -> None:
-        self.spec, self.task = spec, task
+        self.spec = spec
+        self.task: Task = task
 
     def __call__(self, sample: Sample) -> Prepared:
         """Prepare one sample."""
@@ -170,7 +171,8 @@ class TrainTransform:
     """
 
     def __init__(self, spec: InputSpec, augment: AugmentSpec, task: Task) -> None:
-        self.spec, self.augment, self.task = spec, augment, task
+        self.spec, self.augment = spec, augment
+        self.task: Task = task
 
     def __call__(
         self,
