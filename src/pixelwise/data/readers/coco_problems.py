@@ -64,10 +64,10 @@ def polygon_problems(points: Any, size: Size, file: str, name: str) -> Iterator[
     if not np.isfinite(points).all():
         yield Problem(kind="broken annotation", file=file, detail=f"{name}: no finite numbers")
         return
-    if len(np.unique(points, axis=0)) < 3 or abs(polygon_area(points)) < 1e-6:
-        yield Problem(kind="degenerate polygon", file=file, detail=f"{name}: no area")
-    elif is_self_crossing(points):
+    if is_self_crossing(points):  # a bow tie has no area either, by its sign
         yield Problem(kind="self-crossing polygon", file=file, detail=name)
+    elif len(np.unique(points, axis=0)) < 3 or abs(polygon_area(points)) < 1e-6:
+        yield Problem(kind="degenerate polygon", file=file, detail=f"{name}: no area")
     low, high = points.min(axis=0), points.max(axis=0)
     if (low < -_SLACK_PX).any() or high[0] > size[1] + _SLACK_PX or high[1] > size[0] + _SLACK_PX:
         reach = ", ".join(f"{value:.0f}" for value in (*low, *high))

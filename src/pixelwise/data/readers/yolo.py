@@ -174,8 +174,9 @@ def open_split(place: SplitPlace, config: DataConfig) -> YoloSource:
     """
     if config.names is None:
         raise DataError(f"{config.file or place.main}: YOLO labels need `names` in data.yaml")
-    root, images = pictures_of(place.images or place.main)
-    is_list = place.main.suffix == ".txt"
+    where = place.images or place.main
+    root, images = pictures_of(where)
+    is_list = where.suffix == ".txt"
     labels = place.annotations or (None if is_list else label_folder(root, ("labels",)))
     if labels is None and not is_list:
         raise DataError(f"{root}: no folder of labels; YOLO mirrors images/train as labels/train")
