@@ -195,7 +195,10 @@ def test_paint_lets_later_masks_cover_earlier_ones() -> None:
 def test_many_masks_are_unpacked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = blobs(30, 12, 14, 8)
     packed = rle.encode(dense)
+    coded = rle.to_coco(packed)
     monkeypatch.setattr(rle, "_CHUNK", 200)
+    monkeypatch.setattr(rle, "_RUNS_CHUNK", 50)
+    assert rle.to_coco(packed) == coded
     np.testing.assert_array_equal(rle.decode(packed), dense)
     np.testing.assert_array_equal(rle.encode(dense).runs, packed.runs)
 

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pixelwise.ops.rle import encode_strips
+from pixelwise.ops.rle import encode_strips, split_by
 from pixelwise.types import IntArray, MaskCrops, RunLengths, Size
 
 Floats = npt.NDArray[np.floating[Any]]
 
-_TARGET_CHUNK = 1 << 21  # mask pixels gathered at a time; their int64 positions take 16 MB
-_PASTE_CHUNK = 1 << 16  # columns worked on at a time; 28 values each take 7 MB
+_TARGET_CHUNK = 1 << 20  # mask pixels gathered at a time: 4 MB
+_PASTE_CHUNK = 1 << 14  # columns worked on at a time; with noise each has 14 strips
 _SNAP_PX = 1e-6  # a crossing this close to a pixel centre is on it; rounding must not decide
 
 
@@ -58,14 +59,16 @@ def mask_targets(
     aligned = mode == "bitmap"
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
     targets = boxes.new_zeros((len(boxes), side, side))
+    widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
+    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see _gather_crops
     for part in _by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = _gather_crops(masks.pixels, starts[part], extent)  # [n, h, w]
+        crops = _gather_crops(pixels, starts[part], extent)  # [n, h, w]
         both = [
             _bin_weights(
                 boxes[part, axis::2],
                 (side, masks.size[1 - axis]),
-                (corner[:, axis], crops.shape[2 - axis]),
+                (corner[:, axis], extent[:, axis], crops.shape[2 - axis]),
                 aligned=aligned,
             )
             for axis in (1, 0)
@@ -112,7 +115,7 @@ def paste_masks(
     padded[:, 1:-1, 1:-1] = maps.transpose(0, 2, 1)
     origin, pitch, begin, end = _placement(frames, m, size, mode)
     parts = [RunLengths.empty(size)]
-    for part in _chunks(end[:, 0] - begin[:, 0], _PASTE_CHUNK):
+    for part in split_by(end[:, 0] - begin[:, 0], _PASTE_CHUNK):
         strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
         parts.append(encode_strips(*strips, count=part.stop - part.start, size=size))
     return RunLengths.concat(parts)
@@ -134,32 +137,30 @@ def _by_area(windows: Tensor) -> Iterator[Tensor]:
 
 
 def _gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor) -> Tensor:
-    """[n, h, w] float32: crops with their top left corners at 0, padded with 0."""
-    w, h = extent[:, 0, None], extent[:, 1, None]  # [n, 1]
-    x = torch.arange(int(w.max()), device=pixels.device)
-    y = torch.arange(int(h.max()), device=pixels.device)
-    inside = (y < h)[:, :, None] & (x < w)[:, None, :]  # [n, h, w]
-    position = (starts[:, None] + y * w)[:, :, None] + x  # [n, h, w]
-    if not len(pixels):
-        return inside.float()
-    return pixels[position.clamp_(max=len(pixels) - 1)].float().mul_(inside)
+    """[n, h, w] float32: crops with their top left corners at 0; outside a crop is garbage."""
+    w, h = (int(side) for side in extent.amax(dim=0))
+    rows = torch.arange(h, device=pixels.device) * extent[:, 0, None] + starts[:, None]  # [n, h]
+    # Row k of this view is the w pixels from k on: whole rows are copied, not single pixels. The
+    # pixels must end with w spare ones.
+    view = pixels.as_strided((len(pixels) - w + 1, w), (1, 1))
+    return view[rows.clamp(max=len(pixels) - w)].float()
 
 
 def _bin_weights(
-    ends: Tensor, sizes: tuple[int, int], crop: tuple[Tensor, int], *, aligned: bool
+    ends: Tensor, sizes: tuple[int, int], crop: tuple[Tensor, Tensor, int], *, aligned: bool
 ) -> Tensor:
     """What each bin of a region reads along one axis.
 
     Args:
         ends:    [n, 2] the region's begin and end in pixels.
         sizes:   number of bins, length of the picture in pixels.
-        crop:    [n] the first pixel of each crop, and the pixels of the padded crop.
+        crop:    [n] first pixel and [n] pixels of each crop, pixels of the gathered crops.
         aligned: see `mask_targets`.
 
     Returns:
         [n, side, cells] weights; rows sum to 1 where the bin lies inside picture and crop.
     """
-    (side, length), (offset, cells) = sizes, crop
+    (side, length), (offset, own, cells) = sizes, crop
     begin, extent = ends[:, 0], ends[:, 1] - ends[:, 0]  # [n]
     begin, extent = (begin - 0.5, extent) if aligned else (begin, extent.clamp(min=1))
     samples = (extent / side).ceil().clamp(min=1)  # [n] per bin
@@ -175,12 +176,13 @@ def _bin_weights(
     low = at.floor()
     far = at - low  # [n, side, most]
     share = counts / samples[:, None, None]  # [n, side, most]
-    # Two spare cells take what falls outside the crop.
-    weights = at.new_zeros((len(at), side, cells + 2))
-    cell = low.long() - offset[:, None, None]
+    # A spare cell takes what falls outside the crop.
+    weights = at.new_zeros((len(at), side, cells + 1))
     for step, part in ((0, (1 - far) * share), (1, far * share)):
-        weights.scatter_add_(2, (cell + step + 1).clamp(0, cells + 1), part)
-    return weights[:, :, 1:-1]
+        cell = low.long() + step - offset[:, None, None]
+        inside = (cell >= 0) & (cell < own[:, None, None])
+        weights.scatter_add_(2, torch.where(inside, cell, cells), part)
+    return weights[:, :, :-1]
 
 
 def _placement(
@@ -213,16 +215,6 @@ def _placement(
         end = np.where((extent > 0).all(1, keepdims=True), end, begin)
     begin, end = np.clip(begin, 0, limit), np.clip(end, 0, limit)
     return origin, pitch, begin, np.maximum(begin, end)
-
-
-def _chunks(counts: IntArray, limit: int) -> Iterator[slice]:
-    """Runs of neighbours whose counts add up to the limit at most (or single ones above it)."""
-    total, first = np.concatenate([[0], np.cumsum(counts)]), 0
-    while first < len(counts):
-        last = int(np.searchsorted(total, total[first] + limit, side="right")) - 1
-        last = max(last, first + 1)
-        yield slice(first, last)
-        first = last
 
 
 def _strips(

@@ -11,6 +11,7 @@ Source: the run-length format of the COCO API (column-major, 0-runs first).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from pixelwise.types import IntArray, MaskCrops, RunLengths, Size
 
 Bytes = npt.NDArray[np.uint8]
 
+_RUNS_CHUNK = 1 << 18  # runs brought to another frame at a time: 2 MB for each int64 temporary
 _CHUNK = 1 << 24  # pixels unpacked at a time: 16 MB for each byte-sized temporary
 
 
@@ -183,10 +185,13 @@ def areas(masks: RunLengths) -> IntArray:
     Returns:
         [N] int64.
     """
-    spans = _spans_of_runs(masks)
-    total = np.concatenate([[0], np.cumsum(spans.last - spans.first)])
-    bounds = np.searchsorted(spans.owner, np.arange(len(masks) + 1))
-    return np.diff(total[bounds]).astype(np.int64)
+    result = np.zeros(len(masks), np.int64)
+    for part in split_by(np.diff(masks.starts), _RUNS_CHUNK):
+        spans = _spans_of_runs(masks.select(np.arange(part.start, part.stop)))
+        total = np.concatenate([[0], np.cumsum(spans.last - spans.first)])
+        bounds = np.searchsorted(spans.owner, np.arange(part.stop - part.start + 1))
+        result[part] = np.diff(total[bounds])
+    return result
 
 
 def tight_boxes(masks: RunLengths) -> npt.NDArray[np.float32]:
@@ -263,15 +268,17 @@ def to_coco(masks: RunLengths) -> list[dict[str, Any]]:
     from faster_coco_eval.core import mask as coco
 
     height, width = masks.size
-    picture = np.full(len(masks), height * width)
-    runs, starts = _runs_of(_to_picture(masks), picture)
-    values, bounds = runs.tolist(), starts.tolist()
-    plain = [
-        {"size": [height, width], "counts": values[bounds[i] : bounds[i + 1]]}
-        for i in range(len(masks))
-    ]
-    packed: Any = coco.frPyObjects(plain, height, width) if plain else []
-    return [{"size": [height, width], "counts": p["counts"].decode("ascii")} for p in packed]
+    plain: list[dict[str, Any]] = []
+    for part in split_by(np.diff(masks.starts), _RUNS_CHUNK):
+        some = masks.select(np.arange(part.start, part.stop))
+        runs, starts = _runs_of(_to_picture(some), np.full(len(some), height * width))
+        values, bounds = runs.tolist(), starts.tolist()
+        lists = [values[a:b] for a, b in pairwise(bounds)]
+        packed: Any = coco.frPyObjects(
+            [{"size": [height, width], "counts": counts} for counts in lists], height, width
+        )
+        plain += [{"size": [height, width], "counts": p["counts"].decode("ascii")} for p in packed]
+    return plain
 
 
 def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], size: Size) -> RunLengths:
@@ -304,6 +311,24 @@ def from_polygons(polygons: Sequence[Sequence[Sequence[float]]], size: Size) -> 
         drawn: Any = coco.frPyObjects([list(map(float, p)) for p in parts], *size) if parts else []
         rles.append(coco.merge(drawn) if drawn else {"size": list(size), "counts": []})
     return from_coco(rles, size=size)
+
+
+def split_by(counts: IntArray, limit: int) -> Iterator[slice]:
+    """Cut a sequence into groups that stay small.
+
+    Args:
+        counts: [N] how much each item weighs.
+        limit:  largest weight of a group, unless a single item weighs more.
+
+    Returns:
+        Slices of neighbours, in order; together they are all N items.
+    """
+    total, first = np.concatenate([[0], np.cumsum(counts)]), 0
+    while first < len(counts):
+        last = int(np.searchsorted(total, total[first] + limit, side="right")) - 1
+        last = max(last, first + 1)
+        yield slice(first, last)
+        first = last
 
 
 def _areas_of(windows: IntArray) -> IntArray:
@@ -426,16 +451,11 @@ def _transpose(pixels: Bytes, windows: IntArray, *, by_column: bool) -> Bytes:
 
 def _each_crop(masks: RunLengths) -> Iterator[tuple[int, list[int], Bytes]]:
     """Index, window and pixels [h, w] of every mask; unpacked a bounded number at a time."""
-    total = np.cumsum(_areas_of(masks.windows))
-    begin = 0
-    while begin < len(masks):
-        before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + _CHUNK, side="right")))
-        part = masks.select(np.arange(begin, end))
+    for group in split_by(_areas_of(masks.windows), _CHUNK):
+        part = masks.select(np.arange(group.start, group.stop))
         columns, at = _columns(part), 0
-        for i, window in enumerate(part.windows.tolist(), begin):
+        for i, window in enumerate(part.windows.tolist(), group.start):
             x0, y0, x1, y1 = window
             area = (x1 - x0) * (y1 - y0)
             yield i, window, columns[at : at + area].reshape(x1 - x0, y1 - y0).T
             at += area
-        begin = end

@@ -1,0 +1,254 @@
+"""Mask targets and pasting: equal to dense references and to upstream implementations."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixelwise.ops import masks as module
+from pixelwise.ops.masks import mask_targets, paste_masks
+from pixelwise.ops.rle import areas, crops_from_dense, decode, decode_crops, encode
+from pixelwise.types import MaskCrops
+from tests.fixtures import fixture_params, load_fixture, sample
+
+
+def maps(n: int, m: int, seed: int, *, smooth: bool) -> Tensor:
+    """Probability maps: noise (many crossings), or a blob per instance."""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.rand(n, m, m, generator=g)
+    if not smooth:
+        return noise
+    y, x = torch.meshgrid(torch.linspace(-1, 1, m), torch.linspace(-1, 1, m), indexing="ij")
+    return torch.sigmoid(8 * (0.8 - (x**2 + y**2).sqrt()) + noise)
+
+
+def boxes_around(n: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Boxes inside, across and outside the borders, some tiny, some whole numbers."""
+    g = torch.Generator().manual_seed(seed)
+    h, w = size
+    corner = torch.rand(n, 2, generator=g) * torch.tensor([w * 1.6, h * 1.6]) - torch.tensor(
+        [w * 0.3, h * 0.3]
+    )
+    extent = torch.rand(n, 2, generator=g) ** 2 * torch.tensor([w * 1.3, h * 1.3]) + 0.05
+    boxes = torch.cat([corner, corner + extent], 1)
+    boxes[::3] = boxes[::3].round()
+    return boxes
+
+
+def dense_grid_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sample every pixel of the picture: the definition of the "grid" mode."""
+    y = (torch.arange(size[0]).double() + 0.5)[None, :]
+    x = (torch.arange(size[1]).double() + 0.5)[None, :]
+    x1, y1, x2, y2 = (b[:, None] for b in boxes.double().unbind(1))
+    v, u = (y - y1) / (y2 - y1) * 2 - 1, (x - x1) / (x2 - x1) * 2 - 1
+    grid = torch.stack(
+        [u[:, None, :].expand(-1, size[0], -1), v[:, :, None].expand(-1, -1, size[1])], -1
+    )
+    return F.grid_sample(probs.double()[:, None], grid, align_corners=False)[:, 0]
+
+
+def dense_expanded_paste(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pad, expand, truncate, resize, cut: the definition of the "expanded" mode."""
+    padded = F.pad(probs, (1,) * 4)
+    half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * (padded.shape[-1] / probs.shape[-1])
+    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    whole = torch.cat([centre - half, centre + half], 1).long().tolist()
+    out = torch.zeros(len(probs), *size, dtype=torch.float64)
+    for i, (x1, y1, x2, y2) in enumerate(whole):
+        h, w = max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1)
+        resized = F.interpolate(padded[i][None, None].double(), (h, w), mode="bilinear")[0, 0]
+        top, left = max(y1, 0), max(x1, 0)
+        bottom, right = min(y1 + h, size[0]), min(x1 + w, size[1])
+        if bottom > top and right > left:
+            out[i, top:bottom, left:right] = resized[top - y1 : bottom - y1, left - x1 : right - x1]
+    return out
+
+
+DENSE = {"grid": dense_grid_paste, "expanded": dense_expanded_paste}
+
+
+@pytest.mark.parametrize("mode", ["grid", "expanded"])
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 12),
+    st.sampled_from([(1, 1), (17, 40), (61, 33), (80, 90)]),
+    st.integers(0, 10_000),
+    st.sampled_from([0.05, 0.3, 0.5, 0.9]),
+    st.sampled_from([1, 2, 7, 28]),
+)
+def test_paste_equals_its_definition(
+    mode: str, n: int, size: tuple[int, int], seed: int, thresh: float, m: int
+) -> None:
+    probs, boxes = maps(n, m, seed, smooth=bool(seed % 2)), boxes_around(n, size, seed)
+    ours = decode(paste_masks(probs, boxes, size, thresh=thresh, mode=mode))
+    soft = DENSE[mode](probs, boxes, size)
+    wrong = torch.from_numpy(ours).bool() != (soft >= thresh)
+    # Float32 may decide a pixel that lies on the threshold to five digits, and nothing else.
+    assert not (wrong & ((soft - thresh).abs() > 1e-5)).any()
+    assert ours.shape == (n, *size)
+
+
+def test_values_on_the_threshold_belong_to_the_mask() -> None:
+    """Two pixels per cell put every border of a 0/1 map on exactly 0.25, 0.5 or 0.75."""
+    probs = (torch.rand(20, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    boxes = torch.tensor([[3.0, 2.0, 11.0, 10.0], [2, 2, 4, 4]]).repeat(10, 1)
+    ours = decode(paste_masks(probs, boxes, (14, 13)))
+    np.testing.assert_array_equal(ours, dense_grid_paste(probs, boxes, (14, 13)) >= 0.5)
+    flat = torch.full((1, 4, 4), 0.5)
+    assert areas(paste_masks(flat, boxes[:1], (14, 13))).tolist() == [
+        int((dense_grid_paste(flat, boxes[:1], (14, 13)) >= 0.5).sum())
+    ]
+
+
+@pytest.mark.parametrize("side", [1, 2, 28, 41, 67])
+def test_a_full_map_fills_its_box(side: int) -> None:
+    box = torch.tensor([[5.0, 9.0, 5 + side, 9 + side]])
+    filled = decode(paste_masks(torch.ones(1, 28, 28), box, (90, 80)))[0]
+    assert filled.sum() == side * side
+    assert filled[9 : 9 + side, 5 : 5 + side].all()
+    larger = torch.tensor([[0.0, 0.0, 280.0, 280.0]])
+    rounded = areas(paste_masks(torch.ones(1, 28, 28), larger, (300, 300)))[0]
+    assert 280 * 280 - 40 <= rounded <= 280 * 280, "only corner pixels are lost, none outside"
+
+
+def test_paste_of_nothing() -> None:
+    none = paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (5, 6))
+    assert len(none) == 0
+    assert none.size == (5, 6)
+    odd = torch.tensor([[4.0, 4, 4, 9], [9, 9, 2, 2], [-50, -50, -20, -20], [900, 0, 950, 4]])
+    for mode in ("grid", "expanded"):
+        masks = paste_masks(torch.ones(4, 28, 28), odd, (20, 30), mode=mode)
+        assert len(masks) == 4
+        assert (areas(masks)[2:] == 0).all()
+    assert (areas(paste_masks(torch.ones(4, 28, 28), odd, (20, 30))) == 0).all()
+    assert (areas(paste_masks(torch.zeros(2, 7, 7), odd[:2].abs() + 3, (20, 30))) == 0).all()
+    with pytest.raises(ValueError, match="thresh"):
+        paste_masks(torch.ones(4, 28, 28), odd, (20, 30), thresh=0.0)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    probs, boxes = maps(30, 28, 0, smooth=True), boxes_around(30, (70, 90), 0)
+    whole = paste_masks(probs, boxes, (70, 90))
+    crops = decode_crops(whole)
+    index = torch.arange(30).repeat(2)
+    regions = boxes_around(60, (70, 90), 1)
+    targets = mask_targets(crops, regions, index, 14)
+    monkeypatch.setattr(module, "_PASTE_CHUNK", 100)
+    monkeypatch.setattr(module, "_TARGET_CHUNK", 3000)
+    np.testing.assert_array_equal(paste_masks(probs, boxes, (70, 90)).runs, whole.runs)
+    assert torch.equal(mask_targets(crops, regions, index, 14), targets)
+
+
+def blobs(n: int, size: tuple[int, int], seed: int) -> Tensor:
+    """Dense 0/1 masks, some empty, some full."""
+    probs, boxes = maps(n, 28, seed, smooth=True), boxes_around(n, size, seed)
+    dense = torch.from_numpy(decode(paste_masks(probs, boxes, size)))
+    dense[1::5] = 1
+    return dense
+
+
+def dense_targets(dense: Tensor, boxes: Tensor, index: Tensor, side: int, aligned: bool) -> Tensor:
+    rois = torch.cat([index[:, None].double(), boxes.double()], 1)
+    stack = dense[:, None].double()
+    return torchvision.ops.roi_align(stack, rois, side, 1.0, -1, aligned)[:, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 7),
+    st.integers(0, 20),
+    st.sampled_from([(1, 1), (17, 40), (61, 33), (80, 90)]),
+    st.integers(0, 10_000),
+    st.sampled_from([1, 14, 28]),
+)
+def test_targets_equal_dense_roi_align(
+    n: int, r: int, size: tuple[int, int], seed: int, side: int
+) -> None:
+    dense = blobs(n, size, seed)
+    boxes = boxes_around(r, size, seed + 1)
+    index = torch.randint(0, n, (r,), generator=torch.Generator().manual_seed(seed))
+    crops = crops_from_dense(dense)
+    soft = mask_targets(crops, boxes, index, side, mode="torchvision")
+    assert soft.shape == (r, side, side)
+    expected = dense_targets(dense, boxes, index, side, False)
+    torch.testing.assert_close(soft.double(), expected, atol=1e-4, rtol=0)
+    hard = mask_targets(crops, boxes, index, side)
+    expected = dense_targets(dense, boxes, index, side, True)
+    wrong = hard.bool() != (expected >= 0.5)
+    assert not (wrong & ((expected - 0.5).abs() > 1e-4)).any()
+
+
+@pytest.mark.parametrize("mode", ["bitmap", "torchvision"])
+def test_a_mask_that_is_its_box_is_all_ones(mode: str) -> None:
+    """In the picture's middle and in its corner, where no pixel lies beyond the box."""
+    dense = torch.zeros(2, 40, 50, dtype=torch.uint8)
+    dense[0, 5:33, 7:49] = dense[1, :16, :14] = 1
+    boxes = torch.tensor([[7.0, 5, 49, 33], [0, 0, 14, 16]])
+    targets = mask_targets(crops_from_dense(dense), boxes, torch.arange(2), 28, mode=mode)
+    if mode == "bitmap":
+        assert (targets == 1).all()
+    else:  # half a pixel off: the last bins read half a pixel of background
+        assert (targets[0, :-2, :-2] == 1).all()
+        assert (targets[0, -1] < 1).all()
+
+
+def test_targets_ignore_mixed_precision_and_loose_windows() -> None:
+    dense = blobs(4, (61, 33), 3)
+    boxes, index = boxes_around(9, (61, 33), 4), torch.arange(9) % 4
+    tight = mask_targets(crops_from_dense(dense), boxes, index, 28, mode="torchvision")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = mask_targets(crops_from_dense(dense), boxes, index, 28, mode="torchvision")
+    assert torch.equal(mixed, tight)
+    loose = MaskCrops((61, 33), torch.tensor([[0, 0, 33, 61]] * 4), dense.reshape(-1))
+    whole = mask_targets(loose, boxes, index, 28, mode="torchvision")
+    torch.testing.assert_close(whole, tight, atol=1e-6, rtol=0)
+    none = mask_targets(MaskCrops.empty((9, 9)), torch.zeros(0, 4), torch.zeros(0).long(), 28)
+    assert none.shape == (0, 28, 28)
+
+
+def test_paste_inverts_targets() -> None:
+    """A mask brought onto its box and back comes back within a pixel of its outline."""
+    dense = blobs(6, (80, 90), 8)[[0, 2, 3, 4]]
+    packed = encode(dense)
+    boxes = torch.from_numpy(packed.windows).float()
+    targets = mask_targets(decode_crops(packed), boxes, torch.arange(4), 28)
+    back = decode(paste_masks(targets, boxes, (80, 90)))
+    for ours, theirs in zip(back, dense.numpy(), strict=True):
+        union = (ours | theirs).sum()
+        assert union == 0 or (ours & theirs).sum() / union > 0.9
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_masks*"))
+def test_parity_of_pasting(path: object) -> None:
+    fixture = load_fixture(path)
+    size = tuple(fixture.meta["configuration"]["image"])
+    key = next(k for k in fixture.arrays if k.startswith("masks"))
+    probs, boxes = fixture.tensor(key), fixture.tensor("boxes")
+    for mode, name in (("grid", "grid_paste"), ("expanded", "torchvision_paste")):
+        pasted = paste_masks(probs, boxes, size, mode=mode)
+        assert areas(pasted).tolist() == fixture.arrays[f"{name}_area"].tolist()
+        # The stored soft pixels are compared level by level.
+        stored = fixture.arrays[name].reshape(-1)
+        limit = fixture.limit(name) or stored.size
+        for thresh in np.arange(0.05, 1, 0.05):
+            ours = sample(decode(paste_masks(probs, boxes, size, thresh=thresh, mode=mode)), limit)
+            clear = np.abs(stored - thresh) > 1e-5
+            np.testing.assert_array_equal(ours[clear], (stored >= thresh)[clear])
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_masks*"))
+def test_parity_of_targets(path: object) -> None:
+    fixture = load_fixture(path)
+    crops = crops_from_dense(fixture.tensor("gt_masks"))
+    boxes, index = fixture.tensor("target_proposals"), fixture.tensor("target_gt_index")
+    side = fixture.shape("bitmap_target")[-1]
+    soft = mask_targets(crops, boxes, index, side, mode="torchvision")
+    fixture.compare("torchvision_target", soft, rtol=1e-5)
+    hard = mask_targets(crops, boxes, index, side)
+    expected = fixture.tensor("bitmap_target").float()
+    exact = dense_targets(fixture.tensor("gt_masks"), boxes, index, side, True)
+    assert torch.equal(hard[(exact - 0.5).abs() > 1e-6], expected[(exact - 0.5).abs() > 1e-6])
