@@ -279,6 +279,43 @@ def test_conventions_hold_one_row_per_origin():
     assert {m.eps for m in first.modules() if isinstance(m, FrozenBatchNorm)} == {0.0}
 
 
+def test_half_precision_keeps_the_corners_of_regions():
+    """Under bf16 a coordinate of 100.5 would be 100: boxes must not follow the features' type."""
+    net = build(score_thresh=0.3).eval()
+    images, targets = batch()
+    with torch.inference_mode():
+        pyramid = net.pyramid(images)
+        rois = torch.tensor([[0.0, 20.5, 30.5, 100.5, 90.5]])
+        exact = net.box_pool(pyramid, rois)
+        rounded = net.box_pool([x.bfloat16() for x in pyramid], rois)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.02 * exact.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = net.loss(images, targets)
+        raw = net(images)
+    assert all(torch.isfinite(x) and x.dtype == torch.float32 for x in losses.values())
+    assert {x.dtype for x in raw} == {torch.float32, torch.int64, torch.bool}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fpn", "agnostic", "c4", "torchvision"])
+def test_exported_graphs_compute_the_same(name):
+    """Also with fewer candidates than detections, where the fixed size is filled up."""
+    net = build(**{**VARIANTS[name], "score_thresh": 0.3, "detections_per_image": 90}).eval()
+    with torch.no_grad():
+        net.box_head.classify.weight.mul_(20)  # confident enough to pass the threshold
+    images = torch.randn(2, 1, 3, 64, 96)
+    exported = torch.export.export(net, (images[0],)).module()
+    for image in images:
+        with torch.no_grad():
+            eager, graph = net(image), exported(image)
+        valid = eager.valid
+        assert 0 < int(valid.sum()) < 90
+        assert torch.equal(valid, graph[3])
+        for a, b in zip(eager, graph, strict=True):
+            torch.testing.assert_close(b[valid], a[valid], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_it_overfits_one_picture():
     torch.manual_seed(0)

@@ -215,11 +215,12 @@ class BoxHead(nn.Module):
         scores = scores.masked_fill(~kept, -1.0)
         missing = max(0, self.detections - len(scores))
         best, order = best_first(scores[None], min(self.detections, len(scores)))
-        best, order = best[0], order[0]  # [D - missing]
+        best = F.pad(best[0], (0, missing), value=-1.0)  # [D]
+        order = F.pad(order[0], (0, missing))  # [D]
         valid = best > -1.0
         return (
-            F.pad(boxes[order].masked_fill(~valid[:, None], 0.0), (0, 0, 0, missing)),
-            F.pad(best.masked_fill(~valid, 0.0), (0, missing)),
-            F.pad(labels[order].masked_fill(~valid, 0), (0, missing)),
-            F.pad(valid, (0, missing)),
+            boxes[order].masked_fill(~valid[:, None], 0.0),
+            best.masked_fill(~valid, 0.0),
+            labels[order].masked_fill(~valid, 0),
+            valid,
         )

@@ -146,26 +146,10 @@ class MaskRCNN(nn.Module):
         self.backbone = _backbone(cfg)
         strides = cast("tuple[int, ...]", self.backbone.strides)
         widths = cast("tuple[int, ...]", self.backbone.channels)
-        if cfg.neck == "fpn":
-            self.neck = FPN(widths, cfg.channels, norm=cfg.head_norm)
-            width, sizes = cfg.channels, tuple((size,) for size in cfg.anchor_sizes)
-        else:
-            self.neck = nn.Identity()
-            width, sizes = widths[-1], (cfg.anchor_sizes,)
-        anchors = AnchorGrid(
-            sizes=sizes,
-            ratios=cfg.anchor_ratios,
-            strides=(*strides, 2 * strides[-1])[: len(sizes)],
-            conventions=rules,
-        )
-        self.rpn = RPN(
-            width,
-            anchors,
-            rules,
-            convs=cfg.rpn_convs,
-            pre_nms=cfg.pre_nms,
-            post_nms=cfg.proposals,
-        )
+        with_pyramid = cfg.neck == "fpn"
+        self.neck = FPN(widths, cfg.channels, norm=cfg.head_norm) if with_pyramid else nn.Identity()
+        width = cfg.channels if with_pyramid else widths[-1]
+        self.rpn = _rpn(cfg, width, strides)
         self.box_pool = RegionPool(
             side=14 if cfg.neck == "c4" else 7, strides=strides, conventions=rules
         )
@@ -308,6 +292,27 @@ def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
         norm=cfg.backbone_norm,
         style=cfg.backbone_style,
         **knobs,
+    )
+
+
+def _rpn(cfg: MaskRCNNConfig, channels: int, strides: tuple[int, ...]) -> RPN:
+    """The proposal network on levels with these strides, and one more if the sizes ask for it."""
+    rules = CONVENTIONS[cfg.conventions]
+    per_level = tuple((size,) for size in cfg.anchor_sizes)
+    sizes = per_level if cfg.neck == "fpn" else (cfg.anchor_sizes,)
+    anchors = AnchorGrid(
+        sizes=sizes,
+        ratios=cfg.anchor_ratios,
+        strides=(*strides, 2 * strides[-1])[: len(sizes)],
+        conventions=rules,
+    )
+    return RPN(
+        channels,
+        anchors,
+        rules,
+        convs=cfg.rpn_convs,
+        pre_nms=cfg.pre_nms,
+        post_nms=cfg.proposals,
     )
 
 
