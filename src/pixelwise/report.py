@@ -272,7 +272,7 @@ def _quality(report: Report | None) -> str:
         ]
         return line_chart(lines, x_label="recall", y_range=(0.0, 1.0))
 
-    panels = [("Mean over classes", drawn(report.curves["mean"], "IoU "))]
+    panels = [("Mean over classes, by IoU threshold", drawn(report.curves["mean"], "IoU "))]
     classes = cast("dict[str, list[float]]", report.curves["classes"])
     if len(classes) > 1:
         often = sorted(report.rows, key=lambda row: -row["annotated"])
@@ -291,7 +291,7 @@ def _per_class(report: Report | None) -> str:
         return ""
     main = "iou" if report.task == "semantic" else "mask_ap"
     columns = [key for key in report.rows[0] if key != "class"]
-    head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in columns)
+    head = "".join(f"<th>{escape(_title(key))}</th>" for key in columns)
     body: list[str] = []
     for row in report.rows:
         cells = "".join(
@@ -365,6 +365,13 @@ def _settings(folder: Path) -> str:
     if not parts:
         return ""
     return f'<section><h2>How to repeat it</h2><div class="stack">{"".join(parts)}</div></section>'
+
+
+def _title(key: str) -> str:
+    """A column's key as a heading: mask_ap50 becomes "mask AP50"."""
+    return re.sub(
+        r"\b(ap|ar|iou|f1)(?=\d*\b)", lambda m: m[1].upper(), key.replace("_", " ")
+    ).replace("IOU", "IoU")
 
 
 def _last(rows: Sequence[Row], key: str, default: float) -> float:

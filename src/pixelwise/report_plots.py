@@ -136,9 +136,9 @@ def matrix_chart(counts: Sequence[Sequence[float]], names: Sequence[str]) -> str
 
 
 def bar(share: float) -> str:
-    """A value in 0..1 as a small bar for a table cell; empty where it is not finite."""
-    if not math.isfinite(share):
-        return ""
+    """A value in 0..1 as a small bar for a table cell; an empty place where it is undefined."""
+    if not math.isfinite(share) or share < 0:
+        return '<span class="bar none"></span>'
     width = 100 * min(max(share, 0.0), 1.0)
     return f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
 

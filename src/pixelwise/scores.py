@@ -14,7 +14,7 @@ from pixelwise.spec import Task
 
 MAIN_METRIC: dict[Task, str] = {"semantic": "miou", "instance": "mask_ap"}
 _WORST = 12
-_TABLE_ROWS = 40
+_TABLE_ROWS = 40  # a longer table is shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,21 +192,22 @@ def _metric_lines(metrics: Mapping[str, float]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Columns aligned by spaces; long tables are cut and say so."""
-    if not rows:
+    """Columns aligned by spaces; a long table leaves out classes that are annotated nowhere."""
+    shown = list(rows)
+    if len(rows) > _TABLE_ROWS:
+        shown = [row for row in rows if row.get("annotated", row.get("share"))]
+    if not shown:
         return ""
-    head = list(rows[0])
-    cells = [head] + [[show(row.get(key)) for key in head] for row in rows[:_TABLE_ROWS]]
+    head = list(shown[0])
+    cells = [head] + [[show(row.get(key)) for key in head] for row in shown]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     lines = [
         "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in cells
     ]
-    if len(rows) > _TABLE_ROWS:
-        lines.append(f"... and {len(rows) - _TABLE_ROWS} more classes")
+    if len(shown) < len(rows):
+        lines.append(f"... and {len(rows) - len(shown)} classes without annotations")
     return "\n".join(lines)
