@@ -32,12 +32,29 @@ def write(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> No
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # A failed write knows no name of its own; the user needs the one they gave.
-        raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
+        raise _named(error, path) from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a text file.
+
+    Raises:
+        OSError: the file cannot be written to or the disk is full; `filename` is set.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """A failed write knows no name of its own; the user needs the one they gave."""
+    return type(error)(error.errno, error.strerror or str(error), str(path))
 
 
 def _sync_folder(folder: Path) -> None:

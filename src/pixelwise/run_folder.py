@@ -117,8 +117,7 @@ class RunFolder:
         """One line to log.txt, and to stderr unless quiet."""
         if not self.writes:
             return
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        atomic.append(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 
@@ -126,11 +125,11 @@ class RunFolder:
         """Append a row to metrics.jsonl and metrics.csv."""
         if not self.writes:
             return
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        atomic.append(self.metrics, json.dumps(row) + "\n")
         if set(row) <= set(self._columns):
-            with (self.path / "metrics.csv").open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+            line = io.StringIO()
+            csv.DictWriter(line, self._columns, lineterminator="\n").writerow(row)
+            atomic.append(self.path / "metrics.csv", line.getvalue())
         else:
             self._rewrite_csv(self.rows())
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pixelwise import optimisation, randomness, run_folder
+from pixelwise import atomic, optimisation, randomness, run_folder
 from pixelwise import recipe as recipes
 from pixelwise.acceleration import Compute
 from pixelwise.batches import StepBatches
@@ -338,16 +338,14 @@ def _stop_at_bad_batch(session: Session, batch: Batch, reason: str) -> None:
     """Save the batch that broke the run and say which pictures it held."""
     paths = [str(session.parts.train.path(i)) for i in batch.indices]
     path = session.folder.nan_batch
-    torch.save(
-        {
-            "images": batch.images,
-            "targets": [_plain(target) for target in batch.targets],
-            "indices": list(batch.indices),
-            "paths": paths,
-            "step": session.position.step,
-        },
-        path,
-    )
+    content = {
+        "images": batch.images,
+        "targets": [_plain(target) for target in batch.targets],
+        "indices": list(batch.indices),
+        "paths": paths,
+        "step": session.position.step,
+    }
+    atomic.write(path, lambda file: torch.save(content, file))
     shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
     raise PixelwiseError(
         f"training broke at step {session.position.step}: {reason}; pictures: {shown}. The batch "

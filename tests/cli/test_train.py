@@ -115,8 +115,8 @@ def test_no_recipe_and_unknown_recipe(capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_full_disk(recipe, tmp_path, capsys, monkeypatch):
-    """metrics.jsonl leads to a full device: one message, and the newest state is kept."""
+def test_full_disk(recipe, tmp_path, capsys):
+    """log.txt leads to a full device: one message that names it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.txt").symlink_to("/dev/full")
     assert run(["train", str(recipe), "--quiet"]) == 1
