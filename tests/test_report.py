@@ -13,7 +13,7 @@ from PIL import Image
 from pixelwise.errors import UsageError
 from pixelwise.meters import InstanceMeter, SemanticMeter, Truth
 from pixelwise.ops import rle
-from pixelwise.report import write_report
+from pixelwise.report import _title, write_report
 from pixelwise.report_plots import Series, line_chart, matrix_chart, number, ticks
 from pixelwise.scores import Report
 from pixelwise.types import InstancePrediction, SemanticPrediction
@@ -123,7 +123,8 @@ def write_run(folder: Path, report: Report, main: str) -> Path:
                 "step": 10 * epoch,
                 "lr": 0.1 / epoch,
                 "train/loss": 2.0 / epoch,
-                f"train/loss/{NASTY}": 1.0 / epoch,
+                f"train/loss/{NASTY}": 1.5 / epoch,
+                "train/loss/auxiliary": 0.5 / epoch,
                 "images_per_s": 4.0,
                 "memory_mb": 900.0,
                 "time_s": 40.0 * epoch,
@@ -158,7 +159,14 @@ def test_semantic_run(semantic_run: Path) -> None:
     page = Page(path.read_text())
     for heading in ("Curves", "Confusion", "Classes", "Worst pictures", "How to repeat it"):
         assert heading in page.words
-    for chart in ("Loss", "Validation metrics", "Learning rate", "Pictures per second", "Memory"):
+    for chart in (
+        "Loss",
+        "Parts of the training loss",
+        "Validation metrics",
+        "Learning rate",
+        "Pictures per second",
+        "Memory",
+    ):
         assert chart in page.words
     assert "pixelwise train recipe.yaml optim.lr=0.01" in page.words
     assert page.tags.count("rect") == 9  # cells of the confusion matrix
@@ -248,6 +256,19 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 )
 def test_ticks(low, high, expected, why) -> None:
     assert ticks(low, high) == pytest.approx(expected), why
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        ("mask_ap50", "mask AP50"),
+        ("boundary_iou", "boundary IoU"),
+        ("boundary_f1", "boundary F1"),
+        ("share", "share"),
+    ],
+)
+def test_column_titles(key: str, title: str) -> None:
+    assert _title(key) == title
 
 
 @pytest.mark.parametrize(

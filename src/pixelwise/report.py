@@ -369,9 +369,8 @@ def _settings(folder: Path) -> str:
 
 def _title(key: str) -> str:
     """A column's key as a heading: mask_ap50 becomes "mask AP50"."""
-    return re.sub(
-        r"\b(ap|ar|iou|f1)(?=\d*\b)", lambda m: m[1].upper(), key.replace("_", " ")
-    ).replace("IOU", "IoU")
+    words = re.sub(r"\b(ap|ar|f1)(?=\d*\b)", lambda m: m[1].upper(), key.replace("_", " "))
+    return re.sub(r"\biou\b", "IoU", words)
 
 
 def _last(rows: Sequence[Row], key: str, default: float) -> float:
