@@ -1,0 +1,378 @@
+"""Segment pictures: load a model, give it a source, get results.
+
+>>> import pixelwise as pw
+>>> seg = pw.load("nuclei")                                        # doctest: +SKIP
+>>> seg.predict("slide.png").save("out/")                          # doctest: +SKIP
+>>> for result in seg.predict("photos/", stream=True): print(result)   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack, cast, overload
+
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pixelwise import catalogue, checkpoint, tiling
+from pixelwise.augmented import predict_augmented
+from pixelwise.data.transforms import prepare_image
+from pixelwise.errors import DataError, PixelwiseError, UsageError
+from pixelwise.palette import Color
+from pixelwise.prediction_settings import STAGES, Clock, OnError, Options, Settings, read_options
+from pixelwise.result import Objects, Result
+from pixelwise.sources import Frame, One, Source, open_source
+from pixelwise.spec import InputSpec, Task
+from pixelwise.types import (
+    ImageSize,
+    InstancePrediction,
+    Prediction,
+    SemanticPrediction,
+    System,
+)
+
+__all__ = ["Options", "Segmenter", "load", "predict", "resolve_device"]
+
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A picture that was read and prepared."""
+
+    frame: Frame
+    pixels: Pixels
+    image: Tensor  # [C, H, W]
+    size: ImageSize
+    clock: Clock
+
+
+class Segmenter:
+    """A trained system with what it takes to use it.
+
+    Args:
+        system:  follows the `System` contract; put into eval mode and moved to `device`.
+        name:    row of `SYSTEMS`, or any name for messages.
+        classes: class names in label order.
+        input:   how pictures are fed.
+        task:    "semantic" or "instance".
+        device:  as for `resolve_device`.
+        colors:  one (red, green, blue) per class; default the fixed palette.
+    """
+
+    def __init__(
+        self,
+        system: nn.Module,
+        *,
+        name: str,
+        classes: Sequence[str],
+        input: InputSpec,
+        task: Task,
+        device: str | torch.device | None = None,
+        **about: Unpack[_About],
+    ) -> None:
+        self.device = resolve_device(device)
+        self.system = system.eval().to(self.device)
+        self.name = name
+        self.classes = tuple(classes)
+        self.input = input
+        self.task: Task = task
+        colors = about.get("colors")
+        self.colors: tuple[Color, ...] | None = tuple(colors) if colors else None
+        self.header: Mapping[str, Any] = about.get("header") or {}
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:3]) + (", ..." if len(self.classes) > 3 else "")
+        return f"{self.name} ({self.task}, {len(self.classes)} classes: {names}) on {self.device}"
+
+    @overload
+    def predict(
+        self, source: Source, *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Iterator[Result]: ...
+
+    @overload
+    def predict(
+        self,
+        source: bytes | npt.NDArray[Any] | Image.Image,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Result: ...
+
+    @overload
+    def predict(
+        self,
+        source: list[One] | tuple[One, ...],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> list[Result]: ...
+
+    @overload
+    def predict(
+        self, source: Source, *, stream: bool = False, **options: Unpack[Options]
+    ) -> Any: ...
+
+    def predict(self, source: Source, *, stream: bool = False, **options: Unpack[Options]) -> Any:
+        """Segment one picture or many.
+
+        Args:
+            source:  a path, folder, glob, URL or video; bytes; [H, W] or [H, W, C] pixels; a Pillow
+                image; or a list of these.
+            stream:  return an iterator, so that any number of pictures needs the memory of one.
+            options: see `Options`.
+
+        Returns:
+            A `Result` for a single picture, a list for several, an iterator with `stream`.
+
+        Raises:
+            DataError:  a picture that cannot be read.
+            UsageError: an option that does not fit.
+        """
+        settings = read_options(options, self.task)
+        found = open_source(source, channels=self.input.channels)
+        if not (stream or found.is_single):
+            settings = replace(settings, keeps_pixels=False)
+        results = self.predict_frames(found.frames, settings)
+        if stream:
+            return results
+        every = list(results)
+        if not found.is_single:
+            return every
+        if not every:
+            raise DataError(f"{source}: cannot be read and was left out (on_error)")
+        return every[0]
+
+    def predict_frames(self, frames: Iterable[Frame], settings: Settings) -> Iterator[Result]:
+        """Segment frames one after another, in order."""
+        batch: list[_Waiting] = []
+        whole = settings.tile is None and settings.tta is None
+        for frame, pixels, clock in _read(frames, settings.on_error):
+            if not whole:
+                prediction = self._predict_parts(pixels, settings, clock)
+                yield self._result(frame, pixels, prediction, clock.times, settings)
+                continue
+            with clock("prepare"):
+                image, size = prepare_image(pixels, self.input)
+            if batch and (len(batch) == settings.batch_size or batch[0].image.shape != image.shape):
+                yield from self._predict_batch(batch, settings)
+                batch = []
+            batch.append(_Waiting(frame, pixels, image, size, clock))
+            if len(batch) == settings.batch_size:
+                yield from self._predict_batch(batch, settings)
+                batch = []
+        if batch:
+            yield from self._predict_batch(batch, settings)
+
+    # --- one forward pass ----------------------------------------------------------------------
+
+    def _predict_batch(self, batch: Sequence[_Waiting], settings: Settings) -> Iterator[Result]:
+        clock = Clock()
+        predictions = self._forward(
+            torch.stack([w.image for w in batch]),
+            [w.size for w in batch],
+            clock,
+            with_probs=settings.with_probs,
+        )
+        shared = clock.shared(len(batch))
+        for waiting, prediction in zip(batch, predictions, strict=True):
+            own = waiting.clock.times
+            times = {stage: own[stage] + shared[stage] for stage in STAGES}
+            yield self._result(waiting.frame, waiting.pixels, prediction, times, settings)
+
+    def _forward(
+        self, images: Tensor, sizes: Sequence[ImageSize], clock: Clock, *, with_probs: bool
+    ) -> Sequence[Prediction]:
+        """Network and decoding of a batch.
+
+        Args:
+            images: [B, C, H, W] normalised.
+            sizes:  one per picture.
+            clock:  gets the time.
+            with_probs: of label maps.
+        """
+        system = cast(System, self.system)
+        options = {"with_probs": True} if with_probs and self.task == "semantic" else {}
+        with torch.no_grad(), _memory_advice(images):
+            with clock("network", self.device):
+                raw = system.forward(images.to(self.device))
+            with clock("decode", self.device):
+                return system.decode(raw, sizes, **options)
+
+    def _predict_parts(self, pixels: Pixels, settings: Settings, clock: Clock) -> Prediction:
+        """One picture in tiles, in several versions, or both (each tile in several versions)."""
+        if settings.tile is None:
+            return self._predict_one(pixels, settings, clock, with_probs=settings.with_probs)
+        size = int(pixels.shape[0]), int(pixels.shape[1])
+        side = settings.tile
+        overlap = round(side * settings.overlap)
+        windows = tiling.tile_windows(size, (side, side), overlap_px=overlap)
+        tiles = (pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist())
+        if self.task == "instance":
+            found = [self._predict_one(tile, settings, clock) for tile in tiles]
+            with clock("decode"):
+                return tiling.merge_instances(
+                    cast("list[InstancePrediction]", found), windows, size
+                )
+        stitcher = tiling.SemanticStitcher(size, len(self.classes))
+        for tile, window in zip(tiles, windows.tolist(), strict=True):
+            part = self._predict_one(tile, settings, clock, with_probs=True)
+            assert isinstance(part, SemanticPrediction)
+            assert part.probs is not None
+            with clock("decode"):
+                stitcher.add(part.probs, window)
+        return SemanticPrediction(labels=stitcher.finish())
+
+    def _predict_one(
+        self, pixels: Pixels, settings: Settings, clock: Clock, *, with_probs: bool = False
+    ) -> Prediction:
+        """One picture or tile, in one version or several."""
+
+        def predict(image: npt.NDArray[Any], spec: InputSpec) -> Prediction:
+            with clock("prepare"):
+                tensor, size = prepare_image(image, spec)
+            probs = with_probs or settings.tta is not None
+            (prediction,) = self._forward(tensor[None], [size], clock, with_probs=probs)
+            if isinstance(prediction, InstancePrediction):
+                # Faint detections only cost time where detections are joined.
+                return prediction.select(prediction.scores >= settings.score_thresh)
+            return prediction
+
+        if settings.tta is None:
+            return predict(pixels, self.input)
+        return predict_augmented(pixels, self.input, settings.tta, predict, with_probs=with_probs)
+
+    def _result(
+        self,
+        frame: Frame,
+        pixels: Pixels,
+        prediction: Prediction,
+        times: Mapping[str, float],
+        settings: Settings,
+    ) -> Result:
+        keeps = settings.keeps_pixels or not frame.is_repeatable
+        instances = semantic = None
+        if isinstance(prediction, SemanticPrediction):
+            semantic = prediction
+        else:
+            good = prediction.select(prediction.scores >= settings.score_thresh)
+            instances = Objects.of(good, self.classes)
+        return Result(
+            path=frame.path,
+            name=frame.name,
+            size=(int(pixels.shape[0]), int(pixels.shape[1])),
+            classes=self.classes,
+            times=dict(times),
+            colors=self.colors,
+            instances=instances,
+            semantic=semantic,
+            picture=pixels if keeps else frame.read,
+        )
+
+
+class _About(TypedDict, total=False):
+    """What else a model says about itself.
+
+    Args:
+        colors: one (red, green, blue) per class.
+        header: of its checkpoint.
+    """
+
+    colors: Sequence[Color] | None
+    header: Mapping[str, Any] | None
+
+
+def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Segmenter:
+    """Load a model that is ready to predict.
+
+    Args:
+        name_or_path: an embedded model (`pixelwise models list`), a checkpoint file, or a run
+            folder, whose best weights are taken.
+        device:       as for `resolve_device`.
+
+    Raises:
+        ModelError: no such model; the message lists the closest names.
+    """
+    path = catalogue.find_checkpoint(name_or_path)
+    place = resolve_device(device)
+    found = checkpoint.load(path, device=place)
+    return Segmenter(
+        found.system,
+        name=found.name,
+        classes=found.classes,
+        input=found.input,
+        task=found.task,
+        device=place,
+        colors=cast("list[Color]", [tuple(c) for c in found.header.get("colors") or ()]),
+        header=found.header,
+    )
+
+
+def predict(
+    model: str | Path | Segmenter,
+    source: Source,
+    *,
+    device: str | torch.device | None = None,
+    stream: bool = False,
+    **options: Unpack[Options],
+) -> Any:
+    """Load a model and segment a source in one call; see `Segmenter.predict`."""
+    segmenter = model if isinstance(model, Segmenter) else load(model, device=device)
+    return segmenter.predict(source, stream=stream, **options)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device to use: None and "auto" mean the GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"no device is named {device!r}; use auto, cpu, cuda or cuda:1") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"{place} is not there: torch sees {count} CUDA devices; use --device cpu")
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("mps is not there; use --device cpu")
+    return place
+
+
+def _read(frames: Iterable[Frame], on_error: OnError) -> Iterator[tuple[Frame, Pixels, Clock]]:
+    for frame in frames:
+        clock = Clock()
+        try:
+            with clock("read"):
+                pixels = frame.read()
+        except DataError as error:
+            if on_error == "raise":
+                raise
+            if callable(on_error):
+                on_error(frame, error)
+            else:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        yield frame, pixels, clock
+
+
+@contextmanager
+def _memory_advice(images: Tensor) -> Generator[None]:
+    """Say what helps when the device's memory is used up."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        batch, _, height, width = images.shape
+        raise PixelwiseError(
+            f"out of memory on {batch} picture(s) of {height}x{width}: use a smaller batch size, "
+            "tiles (--tile 1024), or --device cpu"
+        ) from error
