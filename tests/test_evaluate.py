@@ -56,13 +56,13 @@ class PixelSystem(nn.Module):
             "small": logits.square().mean() * 0.01,
         }
 
-    def decode(self, raw: Raw, sizes):
-        return [
-            SemanticPrediction(
-                labels=x[:, : s.content[0], : s.content[1]].argmax(0).to(torch.uint8)
-            )
-            for x, s in zip(raw.logits, sizes, strict=True)
-        ]
+    def decode(self, raw: Raw, sizes, *, with_probs: bool = False):
+        found = []
+        for x, s in zip(raw.logits, sizes, strict=True):
+            logits = x[:, : s.content[0], : s.content[1]]
+            probs = logits.softmax(0) if with_probs else None
+            found.append(SemanticPrediction(labels=logits.argmax(0).to(torch.uint8), probs=probs))
+        return found
 
 
 class OracleSystem(nn.Module):
@@ -181,6 +181,18 @@ def test_instance_equals_a_plain_loop(data: Path) -> None:
 def test_batches_and_workers_change_nothing(data: Path, run) -> None:
     same(run(data), run(data, batch_size=3))
     same(run(data), run(data, batch_size=2, workers=1))
+
+
+@pytest.mark.parametrize("run", [semantic, instance])
+def test_one_tile_over_the_picture_is_the_picture(data: Path, run) -> None:
+    same(run(data), run(data, tile=256))
+
+
+def test_bf16_is_close(data: Path) -> None:
+    exact, rough = semantic(data), semantic(data, precision="bf16")
+    assert rough.metrics["pixel_accuracy"] == pytest.approx(
+        exact.metrics["pixel_accuracy"], abs=0.02
+    )
 
 
 def test_settings_reach_the_metrics(data: Path) -> None:
@@ -408,6 +420,7 @@ def test_the_report_goes_through_json_and_back(data: Path) -> None:
         ({"precision": "int8"}, "precision='int8'"),
         ({"absent": "maybe"}, "absent='maybe'"),
         ({"tile": 64, "with_loss": True}, "leave tile and tta out"),
+        ({"tta": True, "precision": "bf16"}, "compute in fp32"),
     ],
 )
 def test_bad_settings(data: Path, setting, message) -> None:

@@ -85,7 +85,7 @@ def evaluate(
 
     device = settings.get("device")
     if not isinstance(model, Segmenter):
-        model = load(model, device=None if device is None else str(device))
+        model = load(model if isinstance(model, str) else Path(model), device=device)
     view = open_view(data, split=split, task=model.task, channels=model.input.channels)
     settings["device"] = device or model.device
     report = evaluate_system(
@@ -289,9 +289,9 @@ def _translated(prediction: Prediction, translate: IntArray | None) -> Predictio
     if translate is None:
         return prediction
     if isinstance(prediction, InstancePrediction):
-        labels = torch.from_numpy(translate)[prediction.labels]
+        labels = torch.as_tensor(translate)[prediction.labels]
         return replace(prediction, labels=labels).select(labels >= 0)
     labels = as_array(prediction.labels)
     table = np.full(max(IGNORE + 1, len(translate)), IGNORE, np.uint8)
     table[: len(translate)] = np.where(translate < 0, IGNORE, translate)
-    return replace(prediction, labels=torch.from_numpy(table[labels]))
+    return replace(prediction, labels=torch.as_tensor(table[labels]))

@@ -195,7 +195,7 @@ def _predict_assembled(
 def _loss(system: System, images: Tensor, batch: Batch, job: Job) -> dict[str, float]:
     """The losses of one batch; sampling inside them depends on the batch alone."""
     targets = [target.to(job.place, non_blocking=True) for target in batch.targets]
-    torch.manual_seed(batch.indices[0])
+    torch.manual_seed(batch.indices[0])  # pyright: ignore[reportUnknownMemberType]
     with _autocast(job):
         return {name: float(value) for name, value in system.loss(images, targets).items()}
 
@@ -282,8 +282,11 @@ def check(job: Job) -> None:
         raise UsageError(f"precision={job.precision!r}; choose fp32, bf16 or fp16")
     if job.absent not in get_args(Absent):
         raise UsageError(f"absent={job.absent!r}; choose one of {', '.join(get_args(Absent))}")
-    if job.with_loss and (job.tile is not None or job.tta):
+    assembled = job.tile is not None or bool(job.tta)
+    if job.with_loss and assembled:
         raise UsageError("a loss is taken of whole pictures; leave tile and tta out with it")
+    if job.precision != "fp32" and assembled:
+        raise UsageError("tiles and test-time augmentation compute in fp32; leave precision out")
 
 
 def described(job: Job) -> dict[str, Any]:
