@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
