@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from pixelwise.data.sampler import EpochSampler, Key
 from pixelwise.data.transforms import EvalTransform, Prepared, TrainTransform, pad_to
 from pixelwise.errors import DataError, PixelwiseError
 from pixelwise.types import IGNORE, ImageSize, SemanticTarget, Target
+
+_T = TypeVar("_T")
 
 __all__ = ["Batch", "EpochSampler", "View", "collate", "make_loader"]
 
@@ -105,6 +107,14 @@ class _Failure:
     is_data: bool
 
 
+class _FailureError(Exception):
+    """A failure on its way up to where it can be returned."""
+
+    def __init__(self, failure: _Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 class _Reader:
     """Reads and transforms; the chance in it follows from seed, epoch and index alone."""
 
@@ -117,27 +127,37 @@ class _Reader:
     def __getitem__(self, key: Key) -> Prepared | _Failure:
         epoch, index = key
         try:
-            return self._read(epoch, index)
-        except DataError as error:
-            return _Failure(self._name(index, str(error)), is_data=True)
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}; check this picture and its annotation"
-            return _Failure(self._name(index, text), is_data=isinstance(error, OSError))
+            sample = self._read(index)
+            return self._named(index, lambda: self._transform(sample, epoch, index))
+        except _FailureError as error:
+            return error.failure
 
-    def _read(self, epoch: int, index: int) -> Prepared:
-        sample = self.view[index]
+    def _read(self, index: int) -> Sample:
+        return self._named(index, lambda: self.view[index])
+
+    def _transform(self, sample: Sample, epoch: int, index: int) -> Prepared:
         if isinstance(self.transform, EvalTransform):
             return self.transform(sample)
         rng = np.random.default_rng([self.seed, epoch, index])
 
         def draw_other() -> Sample:
-            return self.view[int(rng.integers(len(self.view)))]
+            return self._read(int(rng.integers(len(self.view))))
 
         return self.transform(sample, rng, draw_other)
 
-    def _name(self, index: int, message: str) -> str:
-        path = str(self.view.path(index))
-        return message if path in message else f"{path}: {message}"
+    def _named(self, index: int, work: Callable[[], _T]) -> _T:
+        """Do some work; an error in it names the file of this picture."""
+        try:
+            return work()
+        except _FailureError:
+            raise  # of another picture, which it names
+        except Exception as error:
+            path, message = str(self.view.path(index)), str(error)
+            if not isinstance(error, PixelwiseError):
+                message = f"{type(error).__name__}: {error}; check this picture and its annotation"
+            message = message if path in message else f"{path}: {message}"
+            is_data = isinstance(error, DataError | OSError)
+            raise _FailureError(_Failure(message, is_data)) from error
 
 
 class _Loader(DataLoader[Batch]):
