@@ -30,7 +30,10 @@ class SameConv(nn.Conv2d):
         amounts: list[int] = []
         for axis in (1, 0):  # F.pad takes the last dimension first
             n, stride = input.shape[2 + axis], self.stride[axis]
-            total = (self.kernel_size[axis] - 1) * self.dilation[axis] - (n % stride - 1) % stride
+            reach = (self.kernel_size[axis] - 1) * self.dilation[axis]
+            rest = n % stride
+            # A branch, so that an exporter sees constants, not expressions of the size.
+            total = reach - stride + 1 if rest == 0 else reach - rest + 1
             amounts += [total // 2, total - total // 2]
         padded = F.pad(input, amounts)
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
@@ -109,17 +112,19 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] → one map per level, finest first."""
         height, width = images.shape[-2:]
-        if self.divisor > 1:
+        # A branch, so that exports for multiples of the divisor hold no arithmetic on sizes.
+        fits = height % self.divisor == 0 and width % self.divisor == 0
+        if not fits:
             images = F.pad(images, (0, -width % self.divisor, 0, -height % self.divisor))
         maps = cast("list[Tensor]", self.body(images))
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        if self.divisor > 1:
-            maps = [
-                m[..., : -(-height // s), : -(-width // s)]
-                for m, s in zip(maps, self.strides, strict=True)
-            ]
-        return maps
+        if fits:
+            return maps
+        return [
+            m[..., : -(-height // s), : -(-width // s)]
+            for m, s in zip(maps, self.strides, strict=True)
+        ]
 
     def freeze(self, stages: int) -> None:
         """Stop training everything up to the n-th of the family's own feature maps.
