@@ -44,8 +44,7 @@ def arrange(
     """
     from PIL import Image, ImageDraw
 
-    columns = columns or max(1, round((len(pictures) * 1.2) ** 0.5))
-    columns = max(1, min(columns, len(pictures)))
+    columns = max(1, min(columns or _good_columns(len(pictures)), len(pictures)))
     rows = [range(r, min(r + columns, len(pictures))) for r in range(0, len(pictures), columns)]
     small = [_fit(picture, cell_px) for picture in pictures]
     heights = [max(small[i].height for i in row) for row in rows]
@@ -62,10 +61,19 @@ def arrange(
             inset = (cell_px - small[i].width) // 2
             sheet.paste(small[i], (left + inset, top), _rounded(small[i].size))
             text = _shorten(captions[i], cell_px)
-            pen.text((left + cell_px / 2, top + tall + 7), text, _QUIET, _font(), anchor="ma")
+            pen.text(
+                (left + cell_px / 2, top + small[i].height + 7), text, _QUIET, _font(), anchor="ma"
+            )
         top += tall + _CAPTION_PX + _GAP_PX
     _write_legend(pen, lines, top)
     return np.asarray(sheet)
+
+
+def _good_columns(count: int) -> int:
+    """About as many columns as rows, preferably without a ragged last row."""
+    ideal = (count * 1.2) ** 0.5
+    near = range(max(1, int(ideal)), int(ideal) + 3)
+    return min(near, key=lambda columns: (-count % columns + abs(columns - ideal), columns))
 
 
 def _fit(picture: Picture, cell_px: int) -> Image.Image:

@@ -255,8 +255,7 @@ class Packer:
                      left out, and of objects with the same id all but the first.
         """
         self._flush()
-        points = np.concatenate(self._packed) if self._packed else np.zeros((0, 2), np.float32)
-        self._packed = []
+        points = _join(self._packed)
         image = _from(self._image, np.int64)
         labels = _relabel(_from(self._label, np.int32), classes)
         ids = _from(self._id, np.int64)
@@ -279,6 +278,18 @@ class Packer:
             points=points,
             texts=np.frombuffer(bytes(self._texts), np.uint8),
         )
+
+
+def _join(chunks: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """All chunks in one array; each is freed once it is copied, so the peak is hardly above it."""
+    dtype = np.result_type(np.float32, *{chunk.dtype for chunk in chunks})
+    joined = np.empty((sum(map(len, chunks)), 2), dtype)
+    end = len(joined)
+    while chunks:
+        last = chunks.pop()
+        joined[end - len(last) : end] = last
+        end -= len(last)
+    return joined
 
 
 def _from(values: array[Any], dtype: Any) -> npt.NDArray[Any]:
