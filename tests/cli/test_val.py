@@ -64,6 +64,7 @@ def test_split_and_out(model: Path, data: Path, tmp_path: Path, capsys) -> None:
     assert 'src="pictures/worst_' in page
 
 
+@pytest.mark.slow
 def test_tiles_and_augmentation_agree_on_the_pictures(model: Path, data: Path, capsys) -> None:
     for extra in (["--tile", "48"], ["--tta"]):
         assert run(["val", str(model), str(data), "--json", "--quiet", *extra]) == 0
