@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import stat
 from typing import ClassVar
 
@@ -237,6 +238,21 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["state"], "nothing half-written stays"
+
+
+def test_torch_meets_a_full_disk(tmp_path):
+    """torch.save hides the cause behind an error of its own; the limit stands for the disk."""
+    path = tmp_path / "state"
+    atomic.write(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            atomic.write(path, lambda file: torch.save(torch.zeros(10_000_000), file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -290,3 +290,25 @@ def test_a_full_disk_keeps_the_last_state(data, tmp_path, monkeypatch):
     resumed = resume(tmp_path / "run", quiet=True)
     straight = run(data, tmp_path / "straight")
     assert_same_weights(weights(resumed.last), weights(straight.last))
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same(data, tmp_path):
+    keys = {"eval": {"every_steps": 99}, "log": {"pictures": 0, "every_steps": 1}}
+    plain = run(data, tmp_path / "plain", **keys)
+    compiled = run(data, tmp_path / "compiled", run={"compile": True}, **keys)
+    for a, b in zip(rows_of(plain), rows_of(compiled), strict=True):
+        if "train/loss" in a:
+            assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu(data, tmp_path, precision):
+    keys = {"device": "cuda", "precision": precision, "channels_last": True, "epochs": 15}
+    half = run(data, tmp_path / "run", run={**keys, "epochs": 8}, optim={"grad_clip": 5.0})
+    assert half.steps == 16
+    whole = resume(tmp_path / "run", ["run.epochs=15"], quiet=True)
+    assert whole.metrics["miou"] > 0.9
+    state = torch.load(whole.out / "state/last.pt", weights_only=True)
+    assert (state["scaler"] is not None) == (precision == "fp16")

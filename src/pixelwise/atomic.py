@@ -33,6 +33,11 @@ def write(path: Path, content: bytes | str | Callable[[BinaryIO], object]) -> No
         temporary.replace(path)
     except OSError as error:
         raise _named(error, path) from None
+    except RuntimeError as error:
+        # torch.save reports a failed write as an error of its own, raised over the real one.
+        if isinstance(error.__context__, OSError):
+            raise _named(error.__context__, path) from None
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

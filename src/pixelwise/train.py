@@ -242,11 +242,15 @@ def _keep_books(session: Session, end: int, speed: _Speed) -> None:
     step = session.position.step
     if step % session.recipe.log.every_steps == 0:
         _log_training(session, speed)
-    stop = session.compute.sum([float(session.stop.requested)])[0] > 0
-    if stop:
+    if _stop_wanted(session):
         _stop(session)
     if step % session.recipe.run.save_every_steps == 0 and step != end:
         save_state(session)
+
+
+def _stop_wanted(session: Session) -> bool:
+    """Whether any process was told to stop; all agree."""
+    return session.compute.sum([float(session.stop.requested)])[0] > 0
 
 
 def _stop(session: Session) -> None:
@@ -259,7 +263,7 @@ def evaluate_run(session: Session) -> None:
     """Validate between two saved states, so that a kill on the way costs no training."""
     if session.saved_step != session.position.step:
         save_state(session)
-    if session.stop.requested:
+    if _stop_wanted(session):
         _stop(session)
     with session.stop.at_once():
         validate(session)
