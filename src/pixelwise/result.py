@@ -273,17 +273,17 @@ class Result:
             UsageError: unknown format, or the picture itself would be overwritten.
         """
         base = Path(out) / (name or str(Path(self.name).with_suffix("")))
-        files = {base.with_name(f"{base.name}.png"): lambda: _png(self.plot(zoom=0))}
-        files[base.with_name(f"{base.name}.json")] = lambda: json.dumps(self.to_dict()).encode()
-        for kind in formats:
-            suffix, write = result_formats.writer(kind)
-            files[base.with_name(f"{base.name}{suffix}")] = lambda write=write: write(self)
-        self._refuse_to_overwrite(files)
+        kinds = [result_formats.writer(kind) for kind in formats]
+        suffixes = [".png", ".json", *(suffix for suffix, _ in kinds)]
+        paths = [base.with_name(f"{base.name}{suffix}") for suffix in suffixes]
+        self._refuse_to_overwrite(paths)
+        # Everything is made before anything is written: no half-complete set of files.
+        contents = [_png(self.plot(zoom=0)), json.dumps(self.to_dict()).encode()]
+        contents += [write(self) for _, write in kinds]
         base.parent.mkdir(parents=True, exist_ok=True)
-        for path, content in files.items():
-            atomic.write(path, content())
-        overlay, document, *_ = files
-        return overlay, document
+        for path, content in zip(paths, contents, strict=True):
+            atomic.write(path, content)
+        return paths[0], paths[1]
 
     def _refuse_to_overwrite(self, files: Collection[Path]) -> None:
         for path in files:
