@@ -1,14 +1,16 @@
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelwise.errors import UsageError
-from pixelwise.ops.rle import decode, encode
+from pixelwise.ops.rle import decode, encode, tight_boxes
 from pixelwise.tiling import (
     SemanticStitcher,
     blend_weights,
@@ -154,3 +156,180 @@ def test_no_objects_at_all() -> None:
     windows = tile_windows((50, 90), (32, 32), overlap_px=8)
     empty = cut_into_tiles(np.zeros((0, 50, 90), bool), windows, [], [])
     assert len(merge_instances(empty, windows, (50, 90))) == 0
+
+
+def views(
+    size: tuple[int, int], windows: np.ndarray, seen: list[list[tuple[np.ndarray, float]]]
+) -> list[InstancePrediction]:
+    """Per tile the objects it reports, given as (mask of the whole picture, score)."""
+    found = []
+    for (x1, y1, x2, y2), objects in zip(windows.tolist(), seen, strict=True):
+        masks = np.array([mask[y1:y2, x1:x2] for mask, _ in objects]).reshape(-1, y2 - y1, x2 - x1)
+        runs = encode(masks)
+        found.append(
+            InstancePrediction(
+                boxes=torch.from_numpy(tight_boxes(runs)),
+                labels=torch.zeros(len(objects), dtype=torch.int64),
+                scores=torch.tensor([score for _, score in objects]),
+                masks=runs,
+                mask_scores=torch.tensor([score / 2 for _, score in objects]),
+            )
+        )
+    return found
+
+
+def block(size: tuple[int, int], x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
+    mask = np.zeros(size, bool)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+@pytest.mark.parametrize("scores", list(itertools.permutations([0.9, 0.8, 0.7, 0.6])))
+def test_a_bar_over_four_tiles_is_one_object_whatever_the_scores(
+    scores: tuple[float, ...],
+) -> None:
+    """The outer pieces never meet; they belong together through the inner ones."""
+    size = (32, 104)
+    windows = tile_windows(size, (32, 32), overlap_px=8)
+    assert len(windows) == 4
+    bar = block(size, 3, 10, 101, 20)
+    found = views(size, windows, [[(bar, score)] for score in scores])
+    merged = merge_instances(found, windows, size)
+    assert np.array_equal(decode(merged.masks)[0], bar)
+    assert len(merged) == 1
+    assert merged.boxes.tolist() == [[3, 10, 101, 20]]
+    assert merged.scores.tolist() == pytest.approx([0.9])
+
+
+TWO = (40, 56)  # two tiles: columns 0..40 and 16..56, shared 16..40
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected", "why"),
+    [
+        (
+            [((20, 5, 34, 15), 0.5)],
+            [((20, 5, 27, 15), 0.9), ((27, 5, 34, 15), 0.8)],
+            [((20, 5, 27, 15), 0.9), ((27, 5, 34, 15), 0.8)],
+            "one tile joins what the other tells apart: the better scored decide, both of them",
+        ),
+        (
+            [((20, 5, 34, 15), 0.95)],
+            [((20, 5, 27, 15), 0.9), ((27, 5, 34, 15), 0.8)],
+            [((20, 5, 34, 15), 0.95)],
+            "the same the other way round",
+        ),
+        (
+            [((4, 5, 40, 35), 0.9)],
+            [((16, 5, 52, 35), 0.8), ((30, 10, 34, 14), 0.99)],
+            [((30, 10, 34, 14), 0.99), ((4, 5, 52, 35), 0.9)],
+            "a small whole object inside of a large cut one does not make it vanish",
+        ),
+        (
+            [((30, 5, 40, 15), 0.99)],
+            [((30, 5, 46, 15), 0.4)],
+            [((30, 5, 46, 15), 0.4)],
+            "a whole view wins over a cut one, whatever the scores",
+        ),
+        (
+            [((30, 5, 40, 15), 0.6)],
+            [],
+            [((30, 5, 40, 15), 0.6)],
+            "a cut view that nobody else reports stays",
+        ),
+        (
+            [((26, 5, 40, 15), 0.6)],
+            [((16, 5, 28, 15), 0.7)],
+            [((16, 5, 28, 15), 0.7), ((26, 5, 40, 15), 0.6)],
+            "two cut views that hardly meet are two objects",
+        ),
+    ],
+)
+def test_views_that_disagree(left: list, right: list, expected: list, why: str) -> None:
+    windows = tile_windows(TWO, (40, 40), overlap_px=24)
+    assert windows.tolist() == [[0, 0, 40, 40], [16, 0, 56, 40]]
+    seen = [[(block(TWO, *box), score) for box, score in side] for side in (left, right)]
+    merged = merge_instances(views(TWO, windows, seen), windows, TWO)
+    assert merged.scores.tolist() == pytest.approx([score for _, score in expected]), why
+    assert merged.mask_scores is not None
+    assert merged.mask_scores.tolist() == pytest.approx([s / 2 for _, s in expected]), why
+    for mask, box, (wanted, _) in zip(
+        decode(merged.masks), merged.boxes.tolist(), expected, strict=True
+    ):
+        assert np.array_equal(mask, block(TWO, *wanted)), why
+        assert tuple(box) == wanted, why
+
+
+@given(seed=st.integers(0, 10_000), overlap=st.integers(14, 30))
+@settings(deadline=None, max_examples=30)
+def test_objects_smaller_than_the_overlap_come_out_once_and_unchanged(
+    seed: int, overlap: int
+) -> None:
+    rng, size = np.random.default_rng(seed), (90, 110)
+    masks = []
+    for y, x in itertools.product(range(7, 83, 15), range(7, 103, 15)):
+        if rng.random() < 0.7:
+            r = int(rng.integers(2, 7))
+            masks.append(discs(size, [(x + int(rng.integers(-1, 1)), y, r)])[0])
+    stack = np.array(masks).reshape(-1, *size)
+    scores = rng.permutation(len(stack)) / 100 + 0.1
+    windows = tile_windows(size, (48, 40), overlap_px=overlap)
+    tiles = cut_into_tiles(stack, windows, scores.tolist(), [0] * len(stack))
+    merged = merge_instances(tiles, windows, size)
+    order = np.argsort(-scores)
+    assert np.array_equal(decode(merged.masks), stack[order].astype(np.uint8))
+
+
+BIG = """
+import resource, sys, time
+import numpy as np, torch
+from pixelwise.ops.rle import encode
+from pixelwise.tiling import SemanticStitcher, merge_instances, tile_windows
+from pixelwise.types import InstancePrediction, RunLengths
+
+size, side = (8000, 8000), 512
+torch.set_num_threads(1)
+windows = tile_windows(size, (side, side), overlap_px=64)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+start = peak()
+stitcher = SemanticStitcher(size, 4)
+for x1, y1, x2, y2 in windows.tolist():
+    y, x = torch.arange(y1, y2)[:, None], torch.arange(x1, x2)[None]
+    labels = (y // 300 + x // 500) % 4
+    stitcher.add(torch.nn.functional.one_hot(labels, 4).permute(2, 0, 1).float(), (x1, y1, x2, y2))
+labels = stitcher.finish()
+y, x = torch.arange(8000)[::97, None], torch.arange(8000)[None, ::89]
+assert torch.equal(labels[::97, ::89].long(), (y // 300 + x // 500) % 4)
+semantic = peak() - start
+del labels, stitcher
+y, x = np.mgrid[:41, :41] - 20
+disc = encode(((x * x + y * y) <= 400)[None])
+found, step = [], 50
+for x1, y1, x2, y2 in windows.tolist():
+    parts, boxes = [], []
+    for cy in range(-(-(y1 - 20) // step) * step, y2 + 20, step):
+        for cx in range(-(-(x1 - 20) // step) * step, x2 + 20, step):
+            top, left = cy - 20 - y1, cx - 20 - x1
+            if 0 <= top and 0 <= left and top + 41 <= y2 - y1 and left + 41 <= x2 - x1:
+                box = [left, top, left + 41, top + 41]
+                tile = (y2 - y1, x2 - x1)
+                parts.append(RunLengths(tile, np.array([box]), disc.runs, disc.starts))
+                boxes.append(box)
+    n = len(parts)
+    found.append(InstancePrediction(boxes=torch.tensor(boxes).float(), labels=torch.zeros(n).long(),
+        scores=torch.rand(n), masks=RunLengths.concat(parts)))
+begin = time.process_time()
+merged = merge_instances(found, windows, size)
+print(semantic, peak() - start, len(merged), time.process_time() - begin)
+"""
+
+
+@pytest.mark.slow
+def test_a_picture_of_64_megapixels_stays_in_bounded_memory() -> None:
+    """4 x 8000 x 8000 probabilities would be 1 GB, 25,000 dense masks 1.6 TB."""
+    done = subprocess.run([sys.executable, "-c", BIG], capture_output=True, text=True, check=True)
+    semantic_mb, all_mb, count, seconds = map(float, done.stdout.split())
+    assert semantic_mb < 400
+    assert all_mb < 800
+    assert count == 159 * 159
+    assert seconds < 120

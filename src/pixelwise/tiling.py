@@ -4,9 +4,9 @@ Tiles lie on a grid with a fixed overlap; the last of each row and column is pus
 every tile has the full size (unless the picture is smaller than a tile).
 
 Seams. Semantic: probabilities of overlapping tiles are averaged, weighted by the distance to the
-border of their tile, so a pixel follows the tile that sees it best. Instance: an object cut by a
-tile's border is dropped where a neighbour shows the same object, and pieces that are cut in every
-tile are united.
+border of their tile, so a pixel follows the tile that sees it best. Instance: an object that an
+inner border of its tile cuts is dropped where a neighbour shows it whole; pieces of an object that
+no tile shows whole are united; of several whole views of one object the best scored one stays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pixelwise.errors import UsageError
 from pixelwise.ops.rle import decode_crops, encode_crops
 from pixelwise.types import InstancePrediction, IntArray, MaskCrops, RunLengths, Size
 
-_SAME_OBJECT = 0.5  # share of the smaller piece, within the overlap, that two views must agree on
+_Crop = tuple[npt.NDArray[np.uint8], tuple[int, int]]  # pixels [h, w] and their (left, top)
+
+_SAME_OBJECT = 0.5  # share that must be covered, within the shared part of two tiles
 _TOUCH_PX = 1.5  # a box this close to a tile's border counts as cut
 
 
@@ -135,14 +137,32 @@ class _Views:
     cut: npt.NDArray[np.bool_]  # [N] whether an inner tile border cuts it
 
 
+@dataclass(frozen=True, eq=False)
+class _Links:
+    """Pairs of views of different tiles that have pixels in common.
+
+    Args:
+        first, second: [P] the two views.
+        covered: [P] share of the first that the second covers, within both tiles.
+        covers:  [P] share of the second that the first covers.
+    """
+
+    first: IntArray
+    second: IntArray
+    covered: npt.NDArray[np.float64]
+    covers: npt.NDArray[np.float64]
+
+
 def merge_instances(
     predictions: Sequence[InstancePrediction], windows: IntArray, size: Size
 ) -> InstancePrediction:
     """Join the objects found in each tile; an object seen by several tiles comes out once.
 
-    Whole objects go first, best score first, then cut ones. A cut object is dropped where an
-    accepted one of its class covers more than half of it within the shared part of their tiles; if
-    that one is cut as well, the two are united. Two whole views of one object are one.
+    Two views of the same class are compared within the part that their tiles share. Whole views
+    are taken best score first, and one that agrees with a taken one (more than half of the smaller
+    is common) is left out. Then a cut view goes where a taken whole one covers more than half of
+    it, and the cut ones that remain are united with all they agree with, directly or through
+    others: an object may span many tiles. A union has the best of its scores.
 
     Args:
         predictions: one per tile, in pixels of the tile.
@@ -155,19 +175,46 @@ def merge_instances(
     views = _gather(predictions, windows, size)
     if not len(views.found):
         return views.found
-    matches = _same_objects(views, windows)
-    scores = views.found.scores.numpy()
-    order = np.lexsort((-scores, views.cut))
-    group = np.full(len(order), -1, np.int64)  # the accepted object that a view belongs to
-    for i in order.tolist():
-        friends = [int(group[j]) for j in matches[i] if group[j] >= 0]
-        group[i] = friends[0] if friends else i
-    accepted = [i for i in order.tolist() if group[i] == i]
-    pieces = [
-        [j for j in (group == i).nonzero()[0].tolist() if j == i or views.cut[i]] for i in accepted
-    ]
-    merged = _unite(views.found, accepted, pieces)
+    links = _compare(views, windows)
+    group = _group(views, links)
+    merged = _unite(views.found, group)
     return merged.select(merged.scores.argsort(descending=True, stable=True))
+
+
+def _group(views: _Views, links: _Links) -> IntArray:
+    """[N] the view that stands for each one; -1 for those that are left out."""
+    scores = views.found.scores.numpy()
+    neighbours: list[list[int]] = [[] for _ in scores]
+    covered_by: list[list[int]] = [[] for _ in scores]
+    for i, j, i_in_j, j_in_i in zip(
+        *(column.tolist() for column in (links.first, links.second, links.covered, links.covers)),
+        strict=True,
+    ):
+        if max(i_in_j, j_in_i) > _SAME_OBJECT:
+            neighbours[i].append(j)
+            neighbours[j].append(i)
+        if i_in_j > _SAME_OBJECT:
+            covered_by[i].append(j)
+        if j_in_i > _SAME_OBJECT:
+            covered_by[j].append(i)
+    group = np.full(len(scores), -1, np.int64)
+    best_first = np.argsort(-scores, kind="stable").tolist()
+    for i in (i for i in best_first if not views.cut[i]):
+        if not any(group[j] == j for j in neighbours[i]):
+            group[i] = i
+    rest = [
+        i
+        for i in best_first
+        if views.cut[i] and not any(group[j] == j and not views.cut[j] for j in covered_by[i])
+    ]
+    pieces = set(rest)
+    for i in rest:
+        waiting = [i] if group[i] < 0 else []
+        while waiting:
+            member = waiting.pop()
+            group[member] = i
+            waiting += [j for j in neighbours[member] if j in pieces and group[j] < 0]
+    return group
 
 
 def _gather(predictions: Sequence[InstancePrediction], windows: IntArray, size: Size) -> _Views:
@@ -199,21 +246,46 @@ def _is_cut(boxes: IntArray, window: Sequence[int], size: Size) -> npt.NDArray[n
     left, top, right, bottom = window
     inner = np.asarray([left > 0, top > 0, right < size[1], bottom < size[0]])
     distance = np.abs(boxes - np.asarray([left, top, right, bottom]))  # [N, 4]
-    return (inner & (distance < _TOUCH_PX)).any(1)
+    return np.any(inner & (distance < _TOUCH_PX), axis=1)
 
 
-def _same_objects(views: _Views, windows: IntArray) -> list[list[int]]:
-    """For every detection, those of other tiles that show the same object."""
-    matches: list[list[int]] = [[] for _ in range(len(views.found))]
+def _compare(views: _Views, windows: IntArray) -> _Links:
+    """Compare all views of different tiles whose boxes meet."""
+    bounds = np.searchsorted(views.tile, np.arange(len(windows) + 1))
+    found: list[tuple[int, int, float, float]] = []
     for a, b in _neighbours(windows):
         shared = _intersection(windows[a], windows[b])
-        first, second = (_inside(views, tile, shared) for tile in (a, b))
-        for i in first:
-            for j in second:
-                if _agree(views.found, i, j, shared):
-                    matches[i].append(j)
-                    matches[j].append(i)
-    return matches
+        first, second = (_near(views, bounds[t], bounds[t + 1], shared) for t in (a, b))
+        found += _compare_tiles(views.found, first, second, shared)
+    columns = np.array(found, np.float64).reshape(-1, 4).T
+    return _Links(
+        first=columns[0].astype(np.int64),
+        second=columns[1].astype(np.int64),
+        covered=columns[2],
+        covers=columns[3],
+    )
+
+
+def _compare_tiles(
+    found: InstancePrediction, first: IntArray, second: IntArray, shared: IntArray
+) -> list[tuple[int, int, float, float]]:
+    """(i, j, share of i that j covers, share of j that i covers), within the shared region."""
+    boxes, labels = found.masks.windows, found.labels.numpy()
+    low = np.maximum(boxes[first][:, None, :2], boxes[second][None, :, :2])
+    high = np.minimum(boxes[first][:, None, 2:], boxes[second][None, :, 2:])
+    low, high = np.maximum(low, shared[:2]), np.minimum(high, shared[2:])
+    same = labels[first][:, None] == labels[second][None, :]
+    rows, columns = np.nonzero(np.all(low < high, axis=2) & same)
+    if not len(rows):
+        return []
+    crops = [_crops(found.masks.select(k), shared) for k in (first, second)]
+    links: list[tuple[int, int, float, float]] = []
+    for r, c in zip(rows.tolist(), columns.tolist(), strict=True):
+        common = _overlap(crops[0][r], crops[1][c])
+        areas = [np.count_nonzero(crops[0][r][0]), np.count_nonzero(crops[1][c][0])]
+        if common:
+            links.append((int(first[r]), int(second[c]), common / areas[0], common / areas[1]))
+    return links
 
 
 def _neighbours(windows: IntArray) -> Iterator[tuple[int, int]]:
@@ -222,70 +294,75 @@ def _neighbours(windows: IntArray) -> Iterator[tuple[int, int]]:
         rest = windows[a + 1 :]
         low = np.maximum(rest[:, :2], windows[a, :2])
         high = np.minimum(rest[:, 2:], windows[a, 2:])
-        for b in (low < high).all(1).nonzero()[0].tolist():
+        for b in np.flatnonzero(np.all(low < high, axis=1)).tolist():
             yield a, a + 1 + b
 
 
-def _inside(views: _Views, tile: int, region: IntArray) -> list[int]:
-    """Detections of a tile whose mask window meets a region."""
-    boxes = views.found.masks.windows
+def _near(views: _Views, start: int, stop: int, region: IntArray) -> IntArray:
+    """Which of the views start..stop have a mask window that meets a region."""
+    boxes = views.found.masks.windows[start:stop]
     meets = (np.maximum(boxes[:, :2], region[:2]) < np.minimum(boxes[:, 2:], region[2:])).all(1)
-    return ((views.tile == tile) & meets).nonzero()[0].tolist()
+    return start + np.flatnonzero(meets)
 
 
 def _intersection(a: IntArray, b: IntArray) -> IntArray:
     return np.concatenate([np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])])
 
 
-def _agree(found: InstancePrediction, i: int, j: int, shared: IntArray) -> bool:
-    """Whether two masks show the same object, judged within the shared part of their tiles."""
-    boxes = found.masks.windows
-    both = _intersection(boxes[i], boxes[j])
-    if int(found.labels[i]) != int(found.labels[j]) or (both[:2] >= both[2:]).any():
-        return False
-    first, second = (_crop(found.masks, k, shared) for k in (i, j))
-    smaller = min(int(first.sum()), int(second.sum()))
-    return smaller > 0 and int((first & second).sum()) > _SAME_OBJECT * smaller
+def _crops(masks: RunLengths, region: IntArray) -> list[_Crop]:
+    """Every mask within a region: its pixels there, and their (left, top) in the picture."""
+    crops = decode_crops(masks)
+    at, pixels = crops.starts.tolist(), crops.pixels.numpy()
+    low_x, low_y, high_x, high_y = region.tolist()
+    found: list[_Crop] = []
+    for i, (x1, y1, x2, y2) in enumerate(masks.windows.tolist()):
+        mask = pixels[at[i] : at[i + 1]].reshape(y2 - y1, x2 - x1)
+        left, top = max(0, low_x - x1), max(0, low_y - y1)
+        part = mask[top : max(top, high_y - y1), left : max(left, high_x - x1)]
+        found.append((part, (x1 + left, y1 + top)))
+    return found
 
 
-def _crop(masks: RunLengths, i: int, region: IntArray) -> npt.NDArray[np.bool_]:
-    """[h, w] one mask within a region."""
-    x1, y1, x2, y2 = (int(v) for v in region)
-    out = np.zeros((y2 - y1, x2 - x1), np.bool_)
-    one = decode_crops(masks.select([i]))
-    u1, v1, u2, v2 = (int(v) for v in one.windows[0])
-    pixels = one.pixels.numpy().reshape(v2 - v1, u2 - u1)
-    low_x, low_y, high_x, high_y = max(x1, u1), max(y1, v1), min(x2, u2), min(y2, v2)
-    if low_x < high_x and low_y < high_y:
-        out[low_y - y1 : high_y - y1, low_x - x1 : high_x - x1] = pixels[
-            low_y - v1 : high_y - v1, low_x - u1 : high_x - u1
-        ].astype(np.bool_)
-    return out
+def _overlap(a: _Crop, b: _Crop) -> int:
+    """Number of pixels that two masks have in common."""
+    (first, (ax, ay)), (second, (bx, by)) = a, b
+    x1, y1 = max(ax, bx), max(ay, by)
+    x2 = min(ax + first.shape[1], bx + second.shape[1])
+    y2 = min(ay + first.shape[0], by + second.shape[0])
+    if x1 >= x2 or y1 >= y2:
+        return 0
+    both = (
+        first[y1 - ay : y2 - ay, x1 - ax : x2 - ax] & second[y1 - by : y2 - by, x1 - bx : x2 - bx]
+    )
+    return int(np.count_nonzero(both))
 
 
-def _unite(
-    found: InstancePrediction, accepted: Sequence[int], pieces: Sequence[Sequence[int]]
-) -> InstancePrediction:
-    """The accepted objects; those with several pieces get the union of mask and box."""
-    merged = found.select(torch.tensor(accepted))
+def _unite(found: InstancePrediction, group: IntArray) -> InstancePrediction:
+    """One object per group; those of several pieces get the union of mask and box."""
+    heads = (group == np.arange(len(group))).nonzero()[0]
+    sizes = np.bincount(group[group >= 0], minlength=len(group))[heads]
+    merged = found.select(torch.from_numpy(heads))
     boxes = merged.boxes.clone()
-    masks = [merged.masks.select([k]) for k in range(len(accepted))]
-    for k, group in enumerate(pieces):
-        if len(group) > 1:
-            some = found.boxes[list(group)]
-            boxes[k] = torch.cat([some[:, :2].amin(0), some[:, 2:].amax(0)])
-            masks[k] = _union(found.masks.select(list(group)))
-    return replace(merged, boxes=boxes, masks=RunLengths.concat(masks))
+    several = (sizes > 1).nonzero()[0]
+    unions: list[RunLengths] = []
+    for k in several.tolist():
+        members = (group == heads[k]).nonzero()[0]
+        some = found.boxes[torch.from_numpy(members)]
+        boxes[k] = torch.cat([some[:, :2].amin(0), some[:, 2:].amax(0)])
+        unions.append(_union(found.masks.select(members)))
+    masks = RunLengths.concat([merged.masks, *unions])
+    position = np.arange(len(heads))
+    position[several] = len(heads) + np.arange(len(several))
+    return replace(merged, boxes=boxes, masks=masks.select(position))
 
 
 def _union(masks: RunLengths) -> RunLengths:
     """All masks as one."""
     filled = masks.windows[masks.windows[:, 2] > masks.windows[:, 0]]
     region = np.concatenate([filled[:, :2].min(0), filled[:, 2:].max(0)])
-    dense = np.logical_or.reduce([_crop(masks, i, region) for i in range(len(masks))])
-    crop = MaskCrops(
-        masks.size,
-        torch.from_numpy(region)[None],
-        torch.from_numpy(dense.astype(np.uint8).reshape(-1)),
-    )
-    return encode_crops(crop)
+    x1, y1, x2, y2 = region.tolist()
+    dense = np.zeros((y2 - y1, x2 - x1), np.uint8)
+    for part, (left, top) in _crops(masks, region):
+        dense[top - y1 :, left - x1 :][: part.shape[0], : part.shape[1]] |= part
+    pixels = torch.from_numpy(dense.reshape(-1))
+    return encode_crops(MaskCrops(masks.size, torch.from_numpy(region)[None], pixels))
