@@ -1,13 +1,13 @@
 """`data check`: a broken copy of each kind, found under its name; whole data is left in peace."""
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.duplicates import find_duplicates, fingerprint
 from pixelwise.data.kinds import KINDS
 from tests.data.made_up import (
@@ -50,15 +50,31 @@ BOW_TIE = [2, 2, 12, 12, 12, 2, 2, 12]
 HUGE = annotation(9, 10, 7, square(20, 10, 20))
 
 COCO_CASES = [
-    ("degenerate polygon", broken_annotation(segmentation=[[1, 1, 5, 5]]), "annotation 2: 4 numbers"),
-    ("degenerate polygon", broken_annotation(segmentation=[[1, 1, 5, 5, 9, 9]]), "annotation 2: no area"),
+    (
+        "degenerate polygon",
+        broken_annotation(segmentation=[[1, 1, 5, 5]]),
+        "annotation 2: 4 numbers",
+    ),
+    (
+        "degenerate polygon",
+        broken_annotation(segmentation=[[1, 1, 5, 5, 9, 9]]),
+        "annotation 2: no area",
+    ),
     ("self-crossing polygon", broken_annotation(segmentation=[BOW_TIE]), "annotation 2"),
     ("polygon outside", add(HUGE), "annotation 9: reaches 20, 10, 40, 30 in a picture of 32x24"),
     ("box outside", broken_annotation(bbox=[12, 5, 30, 10]), "annotation 2: 12, 5, 42, 15"),
     ("degenerate box", broken_annotation(bbox=[12, 5, 0, 10]), "annotation 2: 12, 5, 12, 15"),
     ("duplicate id", broken_annotation(id=1), "annotation 1"),
-    ("duplicate id", add({"id": 10, "file_name": "9.png", "height": 24, "width": 32}, "images"), "image 10"),
-    ("duplicate id", add({"id": 77, "file_name": "0.png", "height": 24, "width": 32}, "images"), "listed twice"),
+    (
+        "duplicate id",
+        add({"id": 10, "file_name": "9.png", "height": 24, "width": 32}, "images"),
+        "image 10",
+    ),
+    (
+        "duplicate id",
+        add({"id": 77, "file_name": "0.png", "height": 24, "width": 32}, "images"),
+        "listed twice",
+    ),
     ("duplicate id", add({"id": 90, "name": "cat"}, "categories"), "name 'cat'"),
     ("unknown category", broken_annotation(category_id=55), "annotation 2 has category_id 55"),
     ("unknown image", broken_annotation(image_id=55), "annotation 2 has image_id 55"),
@@ -66,12 +82,24 @@ COCO_CASES = [
     ("broken annotation", broken_annotation(category_id=None), "category_id is None"),
     ("broken annotation", lambda c: c["annotations"][1].pop("image_id"), "has no image_id"),
     ("broken annotation", add("text"), "is no object"),
-    ("broken annotation", broken_annotation(segmentation={"size": [24, 32], "counts": [3]}), "cover 3 of 768"),
-    ("mask size mismatch", broken_annotation(segmentation={"size": [9, 9], "counts": [81]}), "9x9 for 32x24"),
-    ("empty mask", broken_annotation(segmentation={"size": [24, 32], "counts": [768]}), "annotation 2"),
+    (
+        "broken annotation",
+        broken_annotation(segmentation={"size": [24, 32], "counts": [3]}),
+        "cover 3 of 768",
+    ),
+    (
+        "mask size mismatch",
+        broken_annotation(segmentation={"size": [9, 9], "counts": [81]}),
+        "9x9 for 32x24",
+    ),
+    (
+        "empty mask",
+        broken_annotation(segmentation={"size": [24, 32], "counts": [768]}),
+        "annotation 2",
+    ),
     ("no mask", broken_annotation(segmentation=[]), "annotation 2 has a box only"),
     ("unused class", add({"id": 91, "name": "cow"}, "categories"), "label 2"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("kind", "breaker", "words"), COCO_CASES)
@@ -165,7 +193,7 @@ def test_each_kind_of_broken_object_file(tmp_path):
     (folder / "masks" / "text.png").write_text("x")
     config = write_yaml(tmp_path, "train: .\nnames: [cell]\n")
     report = data.open(config, lenient=True).check(quiet=True)
-    files = {p.kind: os.path.basename(p.file) for p in report.errors}
+    files = {p.kind: Path(p.file).name for p in report.errors}
     assert files == {
         "empty mask": "empty.png",
         "label size mismatch": "size.png",
@@ -184,7 +212,7 @@ def test_each_kind_of_broken_yolo_line(tmp_path):
     }
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
-    for n, (kind, line) in enumerate(lines.items()):
+    for n, line in enumerate(lines.values()):
         picture(n).save(tmp_path / "images" / f"{n}.png")
         (tmp_path / "labels" / f"{n}.txt").write_text(f"0 0.1 0.1 0.5 0.1 0.5 0.5\n{line}\n")
     config = write_yaml(tmp_path, "train: images\nnames: [x]\n")
@@ -248,5 +276,5 @@ def test_report_as_json_counts_everything_but_keeps_a_thousand(tmp_path):
 
 
 def test_every_kind_is_reached_by_these_tests():
-    text = open(__file__).read()
+    text = Path(__file__).read_text()
     assert [kind for kind in KINDS if f'"{kind}"' not in text] == []

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.convert import WRITERS, convert
 from pixelwise.errors import DataError, UsageError
 from pixelwise.ops import rle
@@ -64,7 +64,8 @@ def test_objects_survive_exactly(tmp_path, format):
 @pytest.mark.parametrize("format", ["masks", "voc"])
 def test_labels_survive_exactly(tmp_path, format):
     write_masks(tmp_path / "a")
-    text = "train: images/train\nnames: [x, y, background]\ncolors: [[1, 2, 3], [9, 8, 7], [0, 0, 0]]\n"
+    text = "train: images/train\nnames: [x, y, background]\n"
+    text += "colors: [[1, 2, 3], [9, 8, 7], [0, 0, 0]]\n"
     source = data.open(write_yaml(tmp_path / "a", text))
     done = convert(source, format, tmp_path / "b", quiet=True)
     again = data.open(done.config)

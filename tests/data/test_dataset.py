@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.config import read_config
 from pixelwise.data.json_stream import read_json
 from pixelwise.data.paint import paint_instances

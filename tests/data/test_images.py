@@ -1,4 +1,4 @@
-"""The image reader: every kind of file gives the same kind of pixels, and bad files one clear error."""
+"""The image reader: every kind of file gives the same pixels, and bad files one clear error."""
 
 import io
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.readers import ade20k, camvid, cityscapes, voc
 from pixelwise.errors import DataError
 from pixelwise.ops import rle
@@ -86,7 +86,8 @@ def test_colour_masks(tmp_path):
     pixels = np.array([[[255, 0, 0], [0, 0, 255]], [[1, 2, 3], [255, 0, 0]]], np.uint8)
     (tmp_path / "labels").mkdir()
     Image.fromarray(pixels).save(tmp_path / "labels" / "x.png")
-    text = "train: images\nnames: [red, blue]\ncolors: {blue: '#0000ff', red: [255, 0, 0]}\nvoid: [[1, 2, 3]]\n"
+    text = "train: images\nnames: [red, blue]\nvoid: [[1, 2, 3]]\n"
+    text += "colors: {blue: '#0000ff', red: [255, 0, 0]}\n"
     found = data.open(write_yaml(tmp_path, text))
     assert found[0].labels.tolist() == [[0, 1], [255, 0]]
     assert found.colors == ((255, 0, 0), (0, 0, 255))
@@ -107,14 +108,14 @@ def test_grey_labels_saved_as_rgb(tmp_path):
 
 def test_missing_names_show_the_values(tmp_path):
     write_masks(tmp_path)
-    with pytest.raises(DataError, match="names is missing.*0, 1, 2, 255"):
+    with pytest.raises(DataError, match=r"names is missing.*0, 1, 2, 255"):
         data.open(write_yaml(tmp_path, "train: images/train\n"))
 
 
 def test_class_per_pixel_has_no_objects_unless_components_are_asked_for(tmp_path):
     write_masks(tmp_path)
     found = data.open(write_yaml(tmp_path, f"train: images/train\n{NAMES}things: [house, tree]\n"))
-    with pytest.raises(DataError, match="tells no objects apart.*components=True"):
+    with pytest.raises(DataError, match=r"tells no objects apart.*components=True"):
         found.as_instances()
     view = found.as_instances(components=True)
     assert view.classes == ("house", "tree")

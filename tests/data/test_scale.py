@@ -18,7 +18,8 @@ import pixelwise.data as data
 
 def unique_kib():
     with open("/proc/self/smaps_rollup") as file:
-        return sum(int(l.split()[1]) for l in file if l.startswith(("Private_Clean", "Private_Dirty")))
+        lines = [line.split() for line in file]
+    return sum(int(words[1]) for words in lines if words[0] in ("Private_Clean:", "Private_Dirty:"))
 
 def work(rank, found, pipe):
     # Random order, as in training; the first pictures warm up caches and imports.
@@ -84,9 +85,10 @@ def write_index(path):
         )
         file.write('], "annotations": [')
         for a in range(OBJECTS):
+            comma = "," if a else ""
             file.write(
-                f'{"," if a else ""}{{"id": {a + 1}, "image_id": {image[a] * 3 + 1}, "category_id": '
-                f'{category[a] + 1}, "iscrowd": 0, "area": 77.5, {pool[a % len(pool)]}'
+                f'{comma}{{"id": {a + 1}, "image_id": {image[a] * 3 + 1}, "iscrowd": 0, '
+                f'"category_id": {category[a] + 1}, "area": 77.5, {pool[a % len(pool)]}'
             )
         categories = [{"id": k + 1, "name": f"class {k}"} for k in range(80)]
         file.write(f'], "categories": {json.dumps(categories)}}}')

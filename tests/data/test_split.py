@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.readers import voc
 from pixelwise.data.split import split_indices, write_splits
 from pixelwise.errors import UsageError

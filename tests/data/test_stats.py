@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-import pixelwise.data as data
+from pixelwise import data
 from pixelwise.data.stats import measure, median_frequency_weights
 from tests.data.made_up import REAL, needs_real_data, write_coco, write_masks, write_yaml
 

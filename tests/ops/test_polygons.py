@@ -1,4 +1,4 @@
-"""Outlines: exact round trips through COCO's drawing rule, and the geometry of hand-made polygons."""
+"""Outlines: exact round trips through COCO's drawing rule, and hand-made polygons."""
 
 import numpy as np
 import pytest
@@ -100,6 +100,28 @@ def test_self_crossing_of_a_long_polygon():
     assert not is_self_crossing(circle)
     circle[[4000, 4001]] = circle[[4001, 4000]]
     assert is_self_crossing(circle)
+
+
+def test_self_crossing_against_all_pairs():
+    rng = np.random.default_rng(0)
+    answers = []
+    for _ in range(300):
+        points = rng.integers(0, 7, (int(rng.integers(4, 9)), 2)).astype(float)
+        answers.append(is_self_crossing(points))
+        assert answers[-1] is slow_self_crossing(points.tolist())
+    assert 50 < sum(answers) < 290
+
+
+def slow_self_crossing(points):
+    def side(a, b, p):
+        return np.sign((b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0]))
+
+    sides = list(zip(points, points[1:] + points[:1], strict=True))
+    return any(
+        side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+        for a, b in sides
+        for c, d in sides
+    )
 
 
 def test_contains_point():

@@ -17,7 +17,7 @@ Polygon = tuple[Points, list[Points]]  # exterior and its holes
 
 # Directions in clockwise order on a picture whose y runs down: right, down, left, up.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-_PAIRS_AT_ONCE = 1 << 21
+_PAIRS_AT_ONCE = 1 << 20
 
 
 def mask_to_polygons(
@@ -47,7 +47,7 @@ def mask_to_polygons(
 
 
 def polygon_area(points: npt.NDArray[Any]) -> float:
-    """Signed area by the shoelace formula, in square pixels; positive if clockwise on the screen."""
+    """Signed area by the shoelace formula, square pixels; positive if clockwise on the screen."""
     x, y = np.asarray(points, np.float64).T
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2.0
 
@@ -59,16 +59,22 @@ def is_self_crossing(points: npt.NDArray[Any]) -> bool:
         points: [P, 2] xy.
     """
     start = np.asarray(points, np.float64)  # [P, 2]
-    n = len(start)
-    if n < 4:
+    if len(start) < 4:
         return False
     end = np.roll(start, -1, axis=0)  # [P, 2]
-    step = max(1, _PAIRS_AT_ONCE // n)
-    for first in range(0, n, step):
-        a, b = start[first : first + step, None], end[first : first + step, None]  # [S, 1, 2]
-        splits_other = _side(a, b, start) * _side(a, b, end) < 0  # [S, P]
-        is_split = _side(start, end, a) * _side(start, end, b) < 0  # [S, P]
-        if (splits_other & is_split).any():
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    order = np.argsort(low[:, 0], kind="stable")
+    start, end, low, high = start[order], end[order], low[order], high[order]
+    # Only sides that share some x can cross: those that begin before this one ends.
+    reach = np.searchsorted(low[:, 0], high[:, 0], side="right")
+    partners = np.maximum(reach - np.arange(len(start)) - 1, 0)  # [P]
+    bounds = np.concatenate([[0], np.cumsum(partners)])
+    for first in range(0, int(bounds[-1]), _PAIRS_AT_ONCE):
+        pair = np.arange(first, min(first + _PAIRS_AT_ONCE, int(bounds[-1])))
+        i = np.searchsorted(bounds, pair, side="right") - 1
+        j = i + 1 + pair - bounds[i]
+        near = (low[i, 1] <= high[j, 1]) & (low[j, 1] <= high[i, 1])
+        if _cross(start[i[near]], end[i[near]], start[j[near]], end[j[near]]).any():
             return True
     return False
 
@@ -108,6 +114,13 @@ def join_rings(rings: Sequence[npt.NDArray[Any]]) -> Points:
         there = np.concatenate([np.roll(ring, -j, axis=0), ring[j : j + 1]])
         joined = np.concatenate([joined[: i + 1], there, joined[i:]])
     return joined
+
+
+def _cross(a: Points, b: Points, c: Points, d: Points) -> npt.NDArray[np.bool_]:
+    """Whether the sides a→b and c→d cross in their interiors, pair by pair."""
+    splits_other = _side(a, b, c) * _side(a, b, d) < 0
+    is_split = _side(c, d, a) * _side(c, d, b) < 0
+    return splits_other & is_split
 
 
 def _side(a: Points, b: Points, p: Points) -> npt.NDArray[np.float64]:
