@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixelwise.data import open as open_data
+from pixelwise.catalogue import find_checkpoint
 from pixelwise.errors import MissingExtraError
 from pixelwise.evaluate import evaluate
 from pixelwise.predict import load
@@ -19,16 +19,6 @@ from pixelwise.train import train
 
 MODEL = "nuclei"  # the embedded instance model
 _STEPS = 60  # about a minute on two cores
-_SETTINGS = {
-    "data.batch_size": 8,
-    "data.workers": 0,
-    "data.flip": 0.5,
-    "optim.name": "adamw",
-    "optim.lr": 5e-4,
-    "optim.warmup_steps": 10,
-    "eval.every": _STEPS,
-    "log.every_steps": 10,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +49,20 @@ def run_demo(out: Path, *, quiet: bool = False) -> DemoOutput:
     overlay, document = result.save(out / "picture")
     data = write_shapes(out / "shapes")
     run = train(
-        segmenter.name,
-        data=data,
+        {"weights": str(find_checkpoint(MODEL)), "detections_per_image": 20},
+        data={"source": str(data), "batch_size": 4, "workers": 0, "scale": (0.8, 1.25)},
         steps=_STEPS,
         out=out / "run",
-        weights=MODEL,
         quiet=quiet,
-        **_SETTINGS,
+        optim={"name": "adamw", "lr": 5e-4, "warmup_steps": 10, "grad_clip": 5.0},
+        run={"channels_last": True},
+        eval={"every_steps": _STEPS},
     )
-    report = evaluate(run.segmenter(), open_data(data), split="val", quiet=quiet)
+    report = evaluate(run.segmenter(), data, split="val", quiet=quiet)
     return DemoOutput(
         overlay=overlay,
         json=document,
-        report=run.folder / "report.html",
+        report=run.out / "report.html",
         objects=len(result),
         metrics=report.metrics,
         seconds=time.monotonic() - started,

@@ -354,7 +354,8 @@ class LogRecipe(_Section):
     Args:
         every_steps: steps between rows of training losses.
         tensorboard, wandb, mlflow: also log there (each needs its extra).
-        pictures:    validation pictures drawn at every evaluation, always the same ones.
+        pictures:    validation pictures drawn at every evaluation, always the same ones; 0 draws
+                     none, not even the worst ones.
     """
 
     every_steps: int = Field(default=20, ge=1)

@@ -17,7 +17,8 @@ from pixelwise import checkpoint, randomness, run_folder
 from pixelwise.data.loader import collate
 from pixelwise.data.transforms import EvalTransform
 from pixelwise.errors import UsageError
-from pixelwise.evaluate import evaluate_system
+from pixelwise.evaluate import draw_worst, evaluate_system
+from pixelwise.evaluation_loop import evaluation_mode
 from pixelwise.report import write_report
 from pixelwise.scores import MAIN_METRIC, Report, show
 from pixelwise.session import Session
@@ -59,7 +60,10 @@ def validate(session: Session) -> None:
         improved = _judge(session, report.metrics)
         if session.compute.is_main:
             _save_weights(session, system, report, improved=improved)
-            _draw_pictures(session, system)
+            with evaluation_mode(system):
+                _draw_pictures(session, system)
+            if improved and session.recipe.log.pictures:
+                _draw_worst(session, system, report)
     session.position.evaluated_step = session.position.step
     if session.compute.is_main:
         _log_validation(session, report, improved=improved)
@@ -148,8 +152,6 @@ def _draw_pictures(session: Session, system: nn.Module) -> None:
     count = min(session.recipe.log.pictures, len(parts.val))
     transform = EvalTransform(parts.input, parts.task)
     contract = cast("System", system)
-    was_training = system.training
-    system.eval()
     for number, index in enumerate(np.linspace(0, len(parts.val) - 1, count).astype(int).tolist()):
         sample = parts.val[index]
         batch = collate([transform(sample)])
@@ -166,7 +168,19 @@ def _draw_pictures(session: Session, system: nn.Module) -> None:
         )
         name = f"epoch_{session.epoch:03d}_{number:02d}.jpg"
         Image.fromarray(picture).save(folder.path / "pictures" / name, quality=90)
-    system.train(was_training)
+
+
+def _draw_worst(session: Session, system: nn.Module, report: Report) -> None:
+    """The pictures that the best weights fail on most, for the report."""
+    parts = session.parts
+    draw_worst(
+        system,
+        parts.val,
+        report,
+        out=session.folder.path,
+        input=parts.input,
+        classes=parts.classes,
+    )
 
 
 def _log_validation(session: Session, report: Report, *, improved: bool) -> None:
