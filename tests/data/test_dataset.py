@@ -117,6 +117,20 @@ def test_coordinates_survive_packing_exactly(tmp_path):
         assert (dense(found[0].instances) == expected).all()
 
 
+def test_packing_widens_once_when_a_later_coordinate_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pixelwise.data.packed._FLUSH", 4)
+    shapes = [
+        [0.7, 0.1, 8.3, 0.7, 8.3, 9.1],
+        [1 / 3, 0.1, 7.7, 1.1, 6.1, 8.9],
+        [5.1, 5, 9, 5, 9, 9.3],
+    ]
+    content = coco_content(1)
+    content["annotations"] = [annotation(n, 10, 7, shape) for n, shape in enumerate(shapes)]
+    packed = data.open(write_coco(tmp_path, content)).sources[0].packed
+    assert [packed.polygons(n)[0].reshape(-1).tolist() for n in range(3)] == shapes
+    assert packed.points.dtype == np.float64
+
+
 def test_names_select_and_order_coco_classes(tmp_path):
     write_coco(tmp_path)
     text = "train: {annotations: instances_train.json, images: images}\nnames: [cat]\n"

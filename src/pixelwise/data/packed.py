@@ -187,7 +187,9 @@ class Packer:
         self._length = array("q")
         self._texts = bytearray()
         self._pending = array("d")
-        self._packed: list[npt.NDArray[Any]] = []
+        # Grows in place, unlike a list of pieces that must be copied together at the end.
+        self._coordinates: array[float] = array("f")
+        self._short = True
         self._points = 0
 
     def __len__(self) -> int:
@@ -240,11 +242,20 @@ class Packer:
             self._flush()
 
     def _flush(self) -> None:
-        exact = _from(self._pending, np.float64).reshape(-1, 2)
+        exact = _from(self._pending, np.float64)
         short = exact.astype(np.float32)
-        lossless = np.array_equal(np.round(short.astype(np.float64), _DECIMALS), exact)
-        self._packed.append(short if lossless else exact.copy())
+        if not np.array_equal(np.round(short.astype(np.float64), _DECIMALS), exact):
+            self._widen()
+        self._coordinates.frombytes(short.tobytes() if self._short else exact.tobytes())
         self._pending = array("d")
+
+    def _widen(self) -> None:
+        """Go over to float64, once, when a coordinate needs more digits."""
+        if self._short:
+            stored = _from(self._coordinates, np.float32).astype(np.float64)
+            exact = np.round(stored, _DECIMALS)
+            self._coordinates = array("d", exact.tobytes())
+            self._short = False
 
     def finish(self, images: int, classes: Sequence[int]) -> PackedInstances:
         """All objects, sorted by picture, those of one picture in the order of the file.
@@ -255,7 +266,8 @@ class Packer:
                      left out, and of objects with the same id all but the first.
         """
         self._flush()
-        points = _join(self._packed)
+        dtype = np.float32 if self._short else np.float64
+        points = _from(self._coordinates, dtype).reshape(-1, 2)
         image = _from(self._image, np.int64)
         labels = _relabel(_from(self._label, np.int32), classes)
         ids = _from(self._id, np.int64)
@@ -278,18 +290,6 @@ class Packer:
             points=points,
             texts=np.frombuffer(bytes(self._texts), np.uint8),
         )
-
-
-def _join(chunks: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """All chunks in one array; each is freed once it is copied, so the peak is hardly above it."""
-    dtype = np.result_type(np.float32, *{chunk.dtype for chunk in chunks})
-    joined = np.empty((sum(map(len, chunks)), 2), dtype)
-    end = len(joined)
-    while chunks:
-        last = chunks.pop()
-        joined[end - len(last) : end] = last
-        end -= len(last)
-    return joined
 
 
 def _from(values: array[Any], dtype: Any) -> npt.NDArray[Any]:
