@@ -135,6 +135,8 @@ def export_torch(
 ) -> Path:
     """Write a checked torch.export program (.pt2), its passport inside as "pixelwise.json".
 
+    It returns a plain tuple in the order of `Raw`, so that reading it needs torch alone.
+
     Args:
         system:   as in `export_program`.
         path:     of the file.
@@ -143,8 +145,9 @@ def export_torch(
         dynamic:  as in `export_program`.
     """
     path = Path(path)
-    program = export_program(system, example, dynamic=dynamic)
-    about = passport.to_json(system, dynamic or open_dimensions(system))
+    chosen = dynamic or open_dimensions(system)
+    program = export_program(_Plain(system), example, dynamic=chosen)
+    about = passport.to_json(system, chosen)
     with _beside(path) as temporary:
         torch.export.save(program, temporary, extra_files={f"{_METADATA}.json": about})
         temporary.replace(path)
@@ -204,6 +207,17 @@ def read_passport(path: str | Path) -> dict[str, Any]:
         torch.export.load(path, extra_files=extra)
         found = extra[f"{_METADATA}.json"]
     return json.loads(found) if found else {}
+
+
+class _Plain(nn.Module):
+    """A system whose outputs are a plain tuple: a file cannot hold our NamedTuple classes."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.system(images))
 
 
 def _shapes(dynamic: Dynamic) -> dict[int, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -155,15 +156,23 @@ def _fit_input_channels(
 
     The sum over channels keeps its size, so grey pictures give the responses they had as colour.
     """
-    key = next(iter(state))
-    first = next((v for v in wanted.values() if v.ndim == 4), None)
-    value = state[key]
-    if first is None or value.ndim != 4 or value.shape[1] == first.shape[1]:
-        return state
+    target, first = next((k, v) for k, v in wanted.items() if v.ndim == 4)
+    key = next((k for k in state if _target(k, rules) == target), None)
     channels = first.shape[1]
+    if key is None or state[key].shape[1] == channels:
+        return state
+    value = state[key]
     mean = value.mean(1, keepdim=True) * (value.shape[1] / channels)
     state[key] = mean.expand(-1, channels, -1, -1)
     return state
+
+
+def _target(key: str, rules: list[Rule]) -> str | None:
+    """Where a source key goes."""
+    for rule in rules:
+        if isinstance(rule, Rename) and (match := re.match(rule.pattern, key)):
+            return match.expand(rule.to) + key[match.end() :]
+    return None
 
 
 def _efficientnet_lite0(name: str) -> dict[str, Tensor]:
