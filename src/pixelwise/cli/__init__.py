@@ -26,11 +26,15 @@ COMMANDS: dict[str, str] = {
     "doctor": "pixelwise.cli.doctor",
 }
 
+_INTERRUPTED = 130
+
 # What to do about the errors of the operating system that users meet most.
 _NEXT_STEP = {
     errno.ENOSPC: "the disk is full: free some space or choose another --out",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another --out",
     errno.EACCES: "permission denied: choose a folder you may read and write",
+    errno.ENOTDIR: "a part of this path is a file, not a folder: choose another --out",
+    errno.EEXIST: "a file of this name is in the way: remove it or choose another --out",
     errno.EROFS: "the file system is read-only: choose another --out",
 }
 
@@ -49,25 +53,35 @@ def run(args: Sequence[str], *, debug: bool = False) -> int:
         args:  the words after `pixelwise`.
         debug: print the traceback of an error besides its message.
     """
-    import click
+    import typer
 
     try:
         outcome = _build()(list(args), standalone_mode=False, prog_name="pixelwise")
-        return outcome if isinstance(outcome, int) else 0
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
-        return 130
+        code = outcome if isinstance(outcome, int) else 0
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        message, code = describe(error)
-        print(f"error: {message}", file=sys.stderr)
-        return code
+        return _report(error)
+    if code == _INTERRUPTED:  # recent versions of typer turn Ctrl-C into this code themselves
+        print("interrupted", file=sys.stderr)
+    return code
+
+
+def _report(error: Exception) -> int:
+    """Print one message for an error; returns the exit code."""
+    # Errors of options come from click, of which typer carries a copy in some versions: they are
+    # known by what they can do.
+    show = getattr(error, "show", None)
+    if callable(show) and hasattr(error, "format_message"):
+        show()
+        return 2
+    message, code = describe(error)
+    print(f"error: {message}", file=sys.stderr)
+    return code
 
 
 def describe(error: Exception) -> tuple[str, int]:

@@ -1,0 +1,86 @@
+"""`pixelwise models`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pixelwise import catalogue
+from pixelwise.cli import run
+from pixelwise.systems import SYSTEMS
+from tests.prediction_stand_ins import stand_in_checkpoints
+
+
+@pytest.fixture
+def own_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = Path(stand_in_checkpoints(tmp_path, monkeypatch)["instance"])
+    row = {
+        "name": "islands_tiny.cells", "system": "islands", "source": f"package:{path.name}",
+        "sha256": "", "classes": ["red", "grey"], "licence": "CC0-1.0", "data_licence": "CC0-1.0",
+        "commercial": "yes", "task": "instance", "metrics": {"mask_ap50": 0.75},
+        "metrics_source": "pixelwise val",
+    }  # fmt: skip
+    document = {"aliases": {"cells": row["name"]}, "models": [row]}
+    (tmp_path / "catalogue.json").write_text(json.dumps(document))
+    monkeypatch.setattr(catalogue, "_folder", lambda: tmp_path)
+    catalogue._read.cache_clear()
+    yield str(path)
+    catalogue._read.cache_clear()
+
+
+def test_list_shows_models_and_systems(own_catalogue, capsys) -> None:
+    assert run(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "islands_tiny.cells" in out
+    assert "mask_ap50 0.750" in out
+    assert "(short: cells)" in out
+    assert all(name in out for name in SYSTEMS)
+
+
+def test_list_as_json_by_pattern_and_task(own_catalogue, capsys) -> None:
+    assert run(["models", "list", "mask_rcnn*", "--task", "instance", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["models"] == []
+    names = [row["name"] for row in document["systems"]]
+    assert names == [name for name in SYSTEMS if name.startswith("mask_rcnn")]
+    assert run(["models", "list", "--task", "semantic", "--pretrained", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"models": [], "systems": []}
+    assert run(["models", "list", "*cells*", "--json"]) == 0
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert (model["alias"], model["metrics"]) == ("cells", {"mask_ap50": 0.75})
+
+
+def test_list_without_matches_and_a_wrong_task(capsys) -> None:
+    assert run(["models", "list", "zzz*"]) == 0
+    assert "nothing matches" in capsys.readouterr().out
+    assert run(["models", "list", "--task", "both"]) == 2
+
+
+@pytest.mark.parametrize("name", ["cells", "islands_tiny.cells"])
+def test_info_of_an_embedded_model(own_catalogue, capsys, name: str) -> None:
+    assert run(["models", "info", name, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["licence"], facts["task"], facts["system"]) == ("CC0-1.0", "instance", "islands")
+    assert run(["models", "info", name]) == 0
+    out = capsys.readouterr().out
+    assert "mask_ap50" in out
+    assert "red, grey" in out
+
+
+def test_info_of_a_checkpoint(own_catalogue, capsys) -> None:
+    assert run(["models", "info", own_catalogue, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["file"] == own_catalogue
+    assert facts["classes"] == ["red", "grey"]
+
+
+def test_info_of_a_system_counts_its_parameters(capsys) -> None:
+    assert run(["models", "info", "mask_rcnn_resnet50_fpn", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 40e6 < facts["parameters"] < 50e6
+    assert facts["config"]["backbone"] == "resnet50"
+
+
+def test_info_of_nothing(capsys) -> None:
+    assert run(["models", "info", "mask_rccn"]) == 4
+    assert "mask_rccn" in capsys.readouterr().err
