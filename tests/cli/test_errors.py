@@ -254,7 +254,7 @@ def test_masks_of_another_size(models, capsys) -> None:
 )
 def test_recipes_with_a_wrong_key_or_type(models, capsys, line: str, named: str) -> None:
     Path("recipe.yaml").write_text(
-        f"model: {{name: threshold}}\ndata: {{source: data.yaml}}\n{line}\n"
+        f"model: {{name: threshold}}\ndata: {{source: data.yaml}}\nrun: {{steps: 1}}\n{line}\n"
     )
     assert run(["train", "recipe.yaml"]) == 2
     message = message_of(capsys.readouterr())
