@@ -124,7 +124,8 @@ def _palette() -> tuple[Color, ...]:
     grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
     lab = to_oklab(grid)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
-    usable = (lab[:, 0] > 0.42) & (lab[:, 0] < 0.93) & (chroma > 0.06)
+    # Neither dull, nor dark, nor as glaring as the corners of the colour cube.
+    usable = (lab[:, 0] > 0.48) & (lab[:, 0] < 0.9) & (chroma > 0.06) & (chroma < 0.23)
     grid, lab = grid[usable], lab[usable]
     chosen: list[Color] = list(_FIRST)
     nearest = np.full(len(grid), np.inf)
