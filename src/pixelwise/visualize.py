@@ -274,7 +274,8 @@ def _labels(
 ) -> list[Label]:
     """The text of each object, best first; the drawer leaves out what does not fit."""
     boxes: list[list[float]] = _values(prediction.boxes * zoom)
-    names: list[str] = [classes[label] for label in _values(prediction.labels)]
+    labels: list[int] = _values(prediction.labels)
+    names = [classes[label] for label in labels]
     if len(classes) == 1:  # its name says nothing, and in a crowd neither do the scores
         hidden = scores is None or len(names) > _CROWD
         names = [""] * len(names)
