@@ -296,6 +296,9 @@ def test_real_command_without_a_model(tmp_path: Path) -> None:
     done = command("predict", "weights.pth", "a.png", cwd=tmp_path)
     assert done.returncode == 4
     assert "weights.pth: not a pixelwise checkpoint" in done.stderr
-    debug = command("predict", "weights.pth", "a.png", "--debug", cwd=tmp_path)
-    assert debug.returncode == 4
-    assert "Traceback" in debug.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys) -> None:
+    foreign_pth(tmp_path / "weights.pth")
+    assert run(["predict", str(tmp_path / "weights.pth"), "a.png"], debug=True) == 4
+    assert "Traceback" in capsys.readouterr().err
