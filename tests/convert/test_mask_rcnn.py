@@ -265,3 +265,19 @@ def test_a_checkpoint_of_something_else_says_so():
     state["roi_heads.keypoint_head.conv.weight"] = empty(1)
     with pytest.raises(ConversionError, match=r"keypoint_head\.conv\.weight"):
         convert(state, "detectron2")
+
+
+@pytest.mark.parametrize(
+    ("origin", "config", "order", "std"),
+    [
+        ("torchvision", {}, "rgb", (0.229, 0.224, 0.225)),
+        ("mmdet", {"backbone_style": "pytorch"}, "rgb", (0.229, 0.224, 0.225)),
+        ("mmdet", {"backbone_style": "caffe"}, "bgr", (1.0, 1.0, 1.0)),
+        ("detectron2", {"backbone_style": "caffe"}, "bgr", (1.0, 1.0, 1.0)),
+        ("detectron2", {"backbone": "resnext101_32x8d"}, "bgr", (57.375, 57.120, 58.395)),
+    ],
+)
+def test_networks_are_fed_as_their_origin_feeds_them(origin, config, order, std):
+    given = ORIGINS[origin].input
+    spec = given(MaskRCNNConfig(**config)) if callable(given) else given
+    assert (spec.channel_order, spec.std) == (order, std)

@@ -33,12 +33,12 @@ class Origin:
         infer: from the source's state dict to fields of the system's config: depth, widths, class
                count, stem, norm from shapes; what shapes cannot tell is the project's published
                default.
-        input: how the project feeds its networks.
+        input: how the project feeds its networks; a function where that depends on the config.
     """
 
     rules: Sequence[Rule] | Callable[[Any], Sequence[Rule]]
     infer: Callable[[Mapping[str, Tensor]], dict[str, Any]]
-    input: InputSpec
+    input: InputSpec | Callable[[Any], InputSpec]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def import_checkpoint(
         system=system.eval(),
         name=name,
         config=settings,
-        input=entry.input,
+        input=entry.input(cfg) if callable(entry.input) else entry.input,
         translation=translation,
     )
 

@@ -22,6 +22,10 @@ from pixelwise.errors import ConversionError
 from pixelwise.spec import CAFFE_BGR, DETECTION_RGB
 from pixelwise.systems.mask_rcnn import MaskRCNNConfig
 
+_CAFFE = replace(CAFFE_BGR, resize=DETECTION_RGB.resize)
+# detectron2's ResNeXt weights were trained with a standard deviation of their own.
+_CAFFE_RESNEXT = replace(_CAFFE, std=(57.375, 57.120, 58.395))
+
 # Where all anchors stand on one level (detectron2, mmdet).
 _ONE_LEVEL_PROPOSALS = {"pre_nms": (12000, 6000), "proposals": (2000, 1000)}
 
@@ -250,11 +254,11 @@ ORIGINS: dict[str, Origin] = {
             _mmdet_rules(backbone=cfg.backbone_norm, heads=cfg.head_norm), cfg
         ),
         infer=_infer_mmdet,
-        input=DETECTION_RGB,
+        input=lambda cfg: _CAFFE if cfg.backbone_style == "caffe" else DETECTION_RGB,
     ),
     "detectron2": Origin(
         rules=lambda cfg: _mask_rows(_detectron2_rules(_detectron2_body(cfg.neck)), cfg),
         infer=_infer_detectron2,
-        input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize),
+        input=lambda cfg: _CAFFE_RESNEXT if cfg.backbone.startswith("resnext") else _CAFFE,
     ),
 }
