@@ -1,8 +1,8 @@
 """What costs nothing must cost nothing: the import, and help."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,15 +35,12 @@ def test_help_loads_no_torch() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    spent: list[float] = []
-    for _ in range(6):
-        start = time.perf_counter()
-        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
-        spent.append(time.perf_counter() - start)
-        assert "predict" in done.stdout
-        if spent[-1] < 0.5:
-            break
-    assert min(spent) < 0.5
+    """Processor time, since other tests run beside this one; alone it is the time of the clock."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "predict" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -158,4 +158,4 @@ def test_a_real_system_end_to_end(tmp_path):
     assert loaded.name == "deeplabv3plus"
     assert loaded.system.cfg.num_classes == 3
     assert (tmp_path / "run/report.html").stat().st_size > 1000
-    assert len(list((tmp_path / "run/pictures").glob("*.jpg"))) == 4
+    assert len(list((tmp_path / "run/pictures").glob("epoch_*.jpg"))) == 4

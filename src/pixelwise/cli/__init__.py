@@ -80,7 +80,8 @@ def _report(error: Exception) -> int:
         show()
         return 2
     message, code = describe(error)
-    print(f"error: {message}", file=sys.stderr)
+    prefix = "" if code == _INTERRUPTED else "error: "
+    print(f"{prefix}{message}", file=sys.stderr)
     return code
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_text
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,22 +32,17 @@ def command(
 ) -> int:
     """Train a system: `pixelwise train recipe.yaml optim.lr=0.01 run.steps=2000`."""
     from pixelwise.errors import UsageError
-    from pixelwise.interruption import TrainingInterrupted
 
     words = list(overrides or [])
     if out is not None:
         words.append(f"out={json_text.dumps(str(out))}")
-    try:
-        if resume is not None:
-            changes = words if recipe is None else [recipe, *words]
-            run = _go_on(resume, changes, dry_run=dry_run, quiet=quiet)
-        elif recipe is None:
-            raise UsageError("name a recipe, or a run with --resume FOLDER; see --help")
-        else:
-            run = _start(recipe, words, dry_run=dry_run, quiet=quiet)
-    except TrainingInterrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
+    if resume is not None:
+        changes = words if recipe is None else [recipe, *words]
+        run = _go_on(resume, changes, dry_run=dry_run, quiet=quiet)
+    elif recipe is None:
+        raise UsageError("name a recipe, or a run with --resume FOLDER; see --help")
+    else:
+        run = _start(recipe, words, dry_run=dry_run, quiet=quiet)
     _show(run, json=json)
     return 0
 

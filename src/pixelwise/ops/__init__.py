@@ -1,1 +1,1 @@
-"""Pure functions: tensors in, tensors out; no parameters, no configuration. Import from the modules."""
+"""Pure functions of tensors: no parameters, no configuration. Import from the modules."""
