@@ -11,8 +11,8 @@ import torch
 
 import pixelwise as pw
 from pixelwise import checkpoint
-from pixelwise import recipe as recipes
 from pixelwise.train import resume, run_recipe
+from pixelwise.training import recipe as recipes
 from tests.training_stand_ins import add_tiny_system, make_squares, recipe_tree
 
 SCRIPT = """

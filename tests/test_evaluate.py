@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import pixelwise as pw
 from pixelwise.errors import ModelError, UsageError
 from pixelwise.evaluate import evaluate_system, match_classes
+from pixelwise.evaluation.scores import Report
 from pixelwise.metrics.coco_ap import CocoAP
 from pixelwise.metrics.miou import Confusion
 from pixelwise.ops import rle
-from pixelwise.scores import Report
 from pixelwise.shapes import CLASSES, write_shapes
 from pixelwise.spec import InputSpec
 from pixelwise.types import InstancePrediction, SemanticPrediction
@@ -269,7 +269,7 @@ def _rank(rank: int, world: int, data: Path, folder: Path) -> None:
 @pytest.mark.parametrize("world", [2, 5])
 def test_shards_join_to_the_whole(data: Path, run, world: int, monkeypatch) -> None:
     """The ranks one after another in this process; with five, two of them have nothing to do."""
-    module = sys.modules["pixelwise.evaluation_loop"]
+    module = sys.modules["pixelwise.evaluation.loop"]
     alone = run(data, batch_size=2, with_loss=True).to_dict()
     parts: list[bytes] = []
 
@@ -435,7 +435,7 @@ def test_a_bad_limit_of_detections(data: Path) -> None:
 
 def test_dense_masks_are_never_kept(data: Path) -> None:
     """What a meter holds is compressed: far below one byte per pixel and object."""
-    from pixelwise.meters import InstanceMeter, Truth
+    from pixelwise.evaluation.meters import InstanceMeter, Truth
 
     view = pw.data.open(data, split="val").as_instances()
     size, count = (600, 800), 50

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pixelwise import optimisation as opt
-from pixelwise.ema import AveragedWeights
 from pixelwise.errors import UsageError
 from pixelwise.spec import OptimRecipe
+from pixelwise.training import optimisation as opt
+from pixelwise.training.ema import AveragedWeights
 
 PARITY = Path(os.environ.get("PIXELWISE_PARITY", Path(__file__).parents[1] / "../shared/parity"))
 

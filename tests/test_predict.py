@@ -13,8 +13,8 @@ import pixelwise as pw
 from pixelwise import catalogue
 from pixelwise.errors import DataError, ModelError, UsageError
 from pixelwise.predict import load, resolve_device
+from pixelwise.prediction.sources import Frame
 from pixelwise.result import Result
-from pixelwise.sources import Frame
 from tests.prediction_stand_ins import (
     FIXED,
     islands,

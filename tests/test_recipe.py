@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pixelwise import recipe as recipes
 from pixelwise.errors import UsageError
 from pixelwise.spec import AugmentSpec, DataRecipe, Recipe, ResizeRule
+from pixelwise.training import recipe as recipes
 
 GOOD = """
 model: deeplabv3plus

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from pixelwise.errors import UsageError
-from pixelwise.meters import InstanceMeter, SemanticMeter, Truth
+from pixelwise.evaluation.meters import InstanceMeter, SemanticMeter, Truth
+from pixelwise.evaluation.report_plots import Series, line_chart, matrix_chart, number, ticks
+from pixelwise.evaluation.scores import Report
 from pixelwise.ops import rle
 from pixelwise.report import _title, write_report
-from pixelwise.report_plots import Series, line_chart, matrix_chart, number, ticks
-from pixelwise.scores import Report
 from pixelwise.types import InstancePrediction, SemanticPrediction
 
 NASTY = 'A & B <script>alert("x")</script>'
@@ -326,6 +326,6 @@ def test_plots_without_matplotlib(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    monkeypatch.delitem(sys.modules, "pixelwise.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "pixelwise.evaluation.plots", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'pixelwise\[plots\]'"):
         instance_report().plots(tmp_path)

@@ -18,7 +18,7 @@ from pixelwise.errors import DataError, MissingExtraError, UsageError
 from pixelwise.ops import rle
 from pixelwise.ops.polygons import polygon_area
 from pixelwise.result import Objects, Result
-from pixelwise.result_formats import FORMATS
+from pixelwise.results.formats import FORMATS
 from pixelwise.types import SemanticPrediction
 
 CLASSES = ("cell", "ring")

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from pixelwise import checkpoint
-from pixelwise import recipe as recipes
 from pixelwise.errors import ModelError, UsageError
-from pixelwise.interruption import TrainingInterrupted
 from pixelwise.train import resume, run_recipe
+from pixelwise.training import recipe as recipes
+from pixelwise.training.interruption import TrainingInterrupted
 from tests.training_stand_ins import Tiny, add_tiny_system, make_squares, recipe_tree
 
 # Dropout, an average, momentum, warm-up and workers: everything that has a memory.
@@ -119,7 +119,7 @@ def test_interrupted_during_an_evaluation(data, straight, tmp_path, monkeypatch)
 
 KILLED = """
 import os, signal, sys
-from pixelwise import recipe
+from pixelwise.training import recipe
 from pixelwise.train import run_recipe
 from tests.training_stand_ins import Tiny, add_tiny_system
 add_tiny_system()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelwise import sources
 from pixelwise.errors import DataError, MissingExtraError, UsageError
-from pixelwise.sources import download, fit_channels, open_source
+from pixelwise.prediction import sources
+from pixelwise.prediction.sources import download, fit_channels, open_source
 from tests.prediction_stand_ins import write_scene
 
 

@@ -11,11 +11,11 @@ import yaml
 
 import pixelwise as pw
 from pixelwise import checkpoint
-from pixelwise import recipe as recipes
-from pixelwise.dry_run import dry_run
 from pixelwise.errors import DataError, MissingExtraError, ModelError, PixelwiseError, UsageError
-from pixelwise.interruption import TrainingInterrupted
 from pixelwise.train import resume, run_recipe
+from pixelwise.training import recipe as recipes
+from pixelwise.training.dry_run import dry_run
+from pixelwise.training.interruption import TrainingInterrupted
 from tests.training_stand_ins import CLASSES, Tiny, add_tiny_system, make_squares, recipe_tree
 
 

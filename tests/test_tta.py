@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pixelwise.augmented import (
+from pixelwise.data.transforms import prepare_image
+from pixelwise.ops import rle
+from pixelwise.ops.resize import resize
+from pixelwise.prediction.augmented import (
     Augmentation,
     as_augmentation,
     flip_instances,
@@ -13,9 +16,6 @@ from pixelwise.augmented import (
     join_semantic,
     versions,
 )
-from pixelwise.data.transforms import prepare_image
-from pixelwise.ops import rle
-from pixelwise.ops.resize import resize
 from pixelwise.spec import InputSpec, ResizeRule
 from pixelwise.types import InstancePrediction, SemanticPrediction
 from tests.prediction_stand_ins import PLAIN, islands, scene, threshold

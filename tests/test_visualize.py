@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from pixelwise.data.sample import Instances, Sample
-from pixelwise.labels import Label, draw_labels
+from pixelwise.drawing.labels import Label, draw_labels
+from pixelwise.drawing.palette import from_oklab, ink_on, to_oklab, vary
 from pixelwise.ops import rle
-from pixelwise.palette import from_oklab, ink_on, to_oklab, vary
 from pixelwise.types import InstancePrediction, SemanticPrediction
 from pixelwise.visualize import (
     class_colors,

@@ -21,7 +21,7 @@ from pixelwise import randomness
 from pixelwise.data.dataset import Dataset
 from pixelwise.data.dataset import open as open_data
 from pixelwise.errors import DataError, ModelError, UsageError
-from pixelwise.evaluation_loop import (
+from pixelwise.evaluation.loop import (
     Job,
     Losses,
     Settings,
@@ -32,10 +32,10 @@ from pixelwise.evaluation_loop import (
     predict_one,
     predictions,
 )
-from pixelwise.meters import InstanceMeter, Meter, SemanticMeter, Truth
+from pixelwise.evaluation.meters import InstanceMeter, Meter, SemanticMeter, Truth
+from pixelwise.evaluation.scores import Report
 from pixelwise.metrics.coco_ap import resolve_max_dets
 from pixelwise.metrics.miou import as_array
-from pixelwise.scores import Report
 from pixelwise.spec import InputSpec, Task
 from pixelwise.types import (
     IGNORE,

@@ -22,13 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pixelwise import catalogue, checkpoint, tiling
-from pixelwise.augmented import predict_augmented
 from pixelwise.data.transforms import prepare_image
+from pixelwise.drawing.palette import Color
 from pixelwise.errors import DataError, PixelwiseError, UsageError
-from pixelwise.palette import Color
-from pixelwise.prediction_settings import STAGES, Clock, OnError, Options, Settings, read_options
+from pixelwise.prediction.augmented import predict_augmented
+from pixelwise.prediction.settings import STAGES, Clock, OnError, Options, Settings, read_options
+from pixelwise.prediction.sources import Frame, One, Source, open_source
 from pixelwise.result import Objects, Result
-from pixelwise.sources import Frame, One, Source, open_source
 from pixelwise.spec import InputSpec, Task
 from pixelwise.types import (
     ImageSize,

@@ -19,8 +19,8 @@ from typing import Any, cast
 
 from pixelwise import atomic
 from pixelwise.errors import PixelwiseError, UsageError
-from pixelwise.report_plots import Series, bar, line_chart, matrix_chart
-from pixelwise.scores import MAIN_METRIC, Report, show
+from pixelwise.evaluation.report_plots import Series, bar, line_chart, matrix_chart
+from pixelwise.evaluation.scores import MAIN_METRIC, Report, show
 from pixelwise.spec import Task
 
 Row = dict[str, Any]

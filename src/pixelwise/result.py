@@ -16,14 +16,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pixelwise import atomic, regions, result_formats, result_json
+from pixelwise import atomic
 from pixelwise.errors import DataError, UsageError
 from pixelwise.ops import polygons, rle
+from pixelwise.results import formats as result_formats
+from pixelwise.results import json_form as result_json
+from pixelwise.results import regions
 from pixelwise.spec import Task
 from pixelwise.types import InstancePrediction, IntArray, SemanticPrediction, Size
 
 if TYPE_CHECKING:
-    from pixelwise.palette import Color
+    from pixelwise.drawing.palette import Color
 
 Pixels = npt.NDArray[np.uint8]
 Chosen = int | slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any] | Tensor

@@ -366,7 +366,7 @@ class LogRecipe(_Section):
 
 
 class Recipe(_Section):
-    """Everything a training run depends on; `pixelwise.recipe.read` makes one from YAML.
+    """Everything a training run depends on; `pixelwise.training.recipe.read` makes one from YAML.
 
     Args:
         out: the run folder; None takes the next free `runs/NAME`.

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pixelwise import atomic, optimisation, randomness, run_folder
-from pixelwise import recipe as recipes
-from pixelwise.acceleration import Compute
-from pixelwise.batches import StepBatches
+from pixelwise import atomic, randomness
 from pixelwise.data.loader import Batch
 from pixelwise.errors import PixelwiseError, UsageError
-from pixelwise.interruption import StopSignal, TrainingInterrupted
-from pixelwise.loggers import open_loggers
-from pixelwise.prepare import Parts, prepare
 from pixelwise.progress import track
-from pixelwise.run_folder import RunFolder
-from pixelwise.session import Session, load_state, open_session, part_size, save_state
 from pixelwise.spec import Recipe
+from pixelwise.training import optimisation, run_folder
+from pixelwise.training import recipe as recipes
+from pixelwise.training.acceleration import Compute
+from pixelwise.training.batches import StepBatches
+from pixelwise.training.interruption import StopSignal, TrainingInterrupted
+from pixelwise.training.loggers import open_loggers
+from pixelwise.training.prepare import Parts, prepare
+from pixelwise.training.run_folder import RunFolder
+from pixelwise.training.session import Session, load_state, open_session, part_size, save_state
+from pixelwise.training.validation import evaluation_due, next_evaluation, validate
 from pixelwise.types import InstanceTarget, SemanticTarget, Target
-from pixelwise.validation import evaluation_due, next_evaluation, validate
 
 if TYPE_CHECKING:
     from pixelwise.predict import Segmenter

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-from pixelwise.labels import Label, draw_labels, draw_legend, draw_title, text_size_px
+from pixelwise.drawing.labels import Label, draw_labels, draw_legend, draw_title, text_size_px
+from pixelwise.drawing.palette import Color, class_colors, vary
 from pixelwise.ops import rle
-from pixelwise.palette import Color, class_colors, vary
 from pixelwise.types import InstancePrediction, Prediction, RunLengths, SemanticPrediction
 
 if TYPE_CHECKING:

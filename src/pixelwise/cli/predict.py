@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from pixelwise.errors import DataError
     from pixelwise.predict import Segmenter
+    from pixelwise.prediction.sources import Frame
     from pixelwise.result import Result
-    from pixelwise.sources import Frame
 
 _BAD_PICTURES = 3  # exit code when some pictures could not be read
 
@@ -91,9 +91,9 @@ class _Job:
 
     def run(self, source: list[str], options: dict[str, Any]) -> None:
         """Predict everything; each result is on the disk before the next picture is read."""
-        from pixelwise.prediction_settings import read_options
+        from pixelwise.prediction.settings import read_options
+        from pixelwise.prediction.sources import open_source
         from pixelwise.progress import track
-        from pixelwise.sources import open_source
 
         settings = read_options({**options, "on_error": self.fail}, self.segmenter.task)  # type: ignore[typeddict-item]
         one = source[0] if len(source) == 1 else source
@@ -171,7 +171,7 @@ class _Job:
 
 def _formats(formats: list[str] | None, *, save_probs: bool) -> list[str]:
     """Check the names before hours of work, and split `coco,yolo`."""
-    from pixelwise.result_formats import writer
+    from pixelwise.results.formats import writer
 
     kinds = [kind.strip() for text in formats or [] for kind in text.split(",")]
     for kind in kinds:

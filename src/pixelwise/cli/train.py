@@ -57,11 +57,11 @@ def _go_on(folder: Path, words: list[str], *, dry_run: bool, quiet: bool) -> Run
 
 
 def _start(recipe: str, words: list[str], *, dry_run: bool, quiet: bool) -> Run:
-    from pixelwise.recipe import read
+    from pixelwise.training.recipe import read
 
     resolved = read(recipe, words)
     if dry_run:
-        from pixelwise.dry_run import dry_run as try_out
+        from pixelwise.training.dry_run import dry_run as try_out
 
         return try_out(resolved, quiet=quiet)
     from pixelwise.train import run_recipe

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pixelwise.scores import Report
+    from pixelwise.evaluation.scores import Report
 
 
 def command(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.errors import MissingExtraError
-from pixelwise.meters import Findings
+from pixelwise.evaluation.meters import Findings
 from pixelwise.spec import Task
 
 MAIN_METRIC: dict[Task, str] = {"semantic": "miou", "instance": "mask_ap"}
@@ -153,7 +153,7 @@ class Report:
             MissingExtraError: the extra `plots` is not installed.
         """
         try:
-            from pixelwise.plots import draw_plots
+            from pixelwise.evaluation.plots import draw_plots
         except ImportError as error:
             raise MissingExtraError("drawing plots", "plots") from error
         return draw_plots(self, Path(out))

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from pixelwise.scores import Report
+    from pixelwise.evaluation.scores import Report
 
 _DPI = 160
 _COLORS = ("#2563eb", "#e8590c", "#12805c", "#9333ea", "#d6336c", "#0c8599", "#7c5c1e", "#5c677d")

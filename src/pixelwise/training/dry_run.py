@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixelwise import run_folder
-from pixelwise.acceleration import Compute
-from pixelwise.run_folder import RunFolder
-from pixelwise.session import Session
 from pixelwise.spec import Recipe
 from pixelwise.train import Run, close_run, evaluate_run, open_run, train_until
+from pixelwise.training import run_folder
+from pixelwise.training.acceleration import Compute
+from pixelwise.training.run_folder import RunFolder
+from pixelwise.training.session import Session
 
 _MB = 2**20
 _VAL_PICTURES = 2

@@ -12,7 +12,7 @@ import torch
 
 from pixelwise.errors import DataError
 from pixelwise.ops import rle
-from pixelwise.regions import regions_of
+from pixelwise.results.regions import regions_of
 from pixelwise.types import SemanticPrediction
 
 if TYPE_CHECKING:

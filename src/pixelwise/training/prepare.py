@@ -15,9 +15,9 @@ from pixelwise import data as datasets
 from pixelwise.data.dataset import Dataset
 from pixelwise.errors import DataError, UsageError
 from pixelwise.progress import track
-from pixelwise.recipe import check_config
 from pixelwise.spec import InputSpec, Recipe, Task
 from pixelwise.systems import Entry, create, find
+from pixelwise.training.recipe import check_config
 from pixelwise.types import IGNORE
 
 _MOST_COUNTED = 2000  # pictures whose pixels are counted for class weights

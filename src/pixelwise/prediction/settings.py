@@ -11,9 +11,9 @@ from typing import Any, Literal, TypedDict, cast
 
 import torch
 
-from pixelwise.augmented import Augmentation, as_augmentation
 from pixelwise.errors import DataError, UsageError
-from pixelwise.sources import Frame
+from pixelwise.prediction.augmented import Augmentation, as_augmentation
+from pixelwise.prediction.sources import Frame
 from pixelwise.spec import Task
 
 STAGES = ("read", "prepare", "network", "decode")

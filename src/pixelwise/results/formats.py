@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pixelwise.drawing.palette import class_colors
 from pixelwise.errors import MissingExtraError, UsageError
 from pixelwise.ops import rle
 from pixelwise.ops.polygons import Points, Polygon, join_rings
-from pixelwise.palette import class_colors
-from pixelwise.regions import crops_of, polygons_of, regions_of
+from pixelwise.results.regions import crops_of, polygons_of, regions_of
 
 if TYPE_CHECKING:
     from pixelwise.result import Result

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pixelwise.palette import Color, ink_on
+from pixelwise.drawing.palette import Color, ink_on
 
 Rectangle = tuple[float, float, float, float]  # xyxy
 

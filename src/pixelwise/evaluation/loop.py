@@ -18,7 +18,7 @@ from pixelwise.data.loader import Batch, collate
 from pixelwise.data.sample import Sample
 from pixelwise.data.transforms import EvalTransform, Prepared
 from pixelwise.errors import UsageError
-from pixelwise.meters import Meter, Truth
+from pixelwise.evaluation.meters import Meter, Truth
 from pixelwise.metrics.miou import Absent
 from pixelwise.progress import track
 from pixelwise.spec import InputSpec, Task

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pixelwise.errors import MissingExtraError
-from pixelwise.recipe import dump
 from pixelwise.spec import Recipe
+from pixelwise.training.recipe import dump
 
 
 class Logger(Protocol):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from pixelwise import randomness
 from pixelwise.data.loader import Batch, EpochSampler, make_loader
 from pixelwise.data.transforms import TrainTransform
-from pixelwise.session import Session, part_size
+from pixelwise.training.session import Session, part_size
 
 
 class StepBatches:

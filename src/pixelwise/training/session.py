@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pixelwise import atomic, optimisation, randomness
-from pixelwise.acceleration import Compute
-from pixelwise.ema import AveragedWeights
+from pixelwise import atomic, randomness
 from pixelwise.errors import ModelError, UsageError
-from pixelwise.interruption import StopSignal
-from pixelwise.loggers import Logger
-from pixelwise.prepare import Parts
-from pixelwise.run_folder import RunFolder
 from pixelwise.spec import Recipe
+from pixelwise.training import optimisation
+from pixelwise.training.acceleration import Compute
+from pixelwise.training.ema import AveragedWeights
+from pixelwise.training.interruption import StopSignal
+from pixelwise.training.loggers import Logger
+from pixelwise.training.prepare import Parts
+from pixelwise.training.run_folder import RunFolder
 
 STATE_VERSION = 1
 

@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pixelwise import checkpoint, randomness, run_folder
+from pixelwise import checkpoint, randomness
 from pixelwise.data.loader import collate
 from pixelwise.data.transforms import EvalTransform
 from pixelwise.errors import UsageError
 from pixelwise.evaluate import draw_worst, evaluate_system
-from pixelwise.evaluation_loop import evaluation_mode
+from pixelwise.evaluation.loop import evaluation_mode
+from pixelwise.evaluation.scores import MAIN_METRIC, Report, show
 from pixelwise.report import write_report
-from pixelwise.scores import MAIN_METRIC, Report, show
-from pixelwise.session import Session
+from pixelwise.training import run_folder
+from pixelwise.training.session import Session
 from pixelwise.types import InstancePrediction, System
 from pixelwise.visualize import draw, draw_ground_truth, side_by_side
 

@@ -1,0 +1,1 @@
+"""Colours and labels of pictures; `pixelwise.visualize` draws them."""

@@ -1,0 +1,1 @@
+"""The forms a result can take; `pixelwise.result` is the result itself."""
