@@ -118,16 +118,20 @@ def _found_values(labels: Path) -> tuple[str, str]:
 
 def _nameless(labels: Path, config: DataConfig) -> str:
     name, values = _found_values(labels)
-    where = config.file or "data.yaml"
+    step = (
+        "add it"
+        if config.file
+        else "write a data.yaml with path, train, val and names, or name the format (camvid …)"
+    )
     return (
-        f"{where}: names is missing; {labels / name} holds the values {values}: name them, "
-        f"as in names: {{0: background, 1: cell}}"
+        f"{config.file or labels}: names is missing; {labels / name} holds the values {values}: "
+        f"{step}, as in names: {{0: background, 1: cell}}"
     )
 
 
 def _colorless(labels: Path, config: DataConfig) -> str:
     name, values = _found_values(labels)
     return (
-        f"{config.file or 'data.yaml'}: the labels are coded by colour and colors is missing; "
+        f"{config.file or labels}: the labels are coded by colour and colors is missing; "
         f"{labels / name} holds {values}: list one colour per name"
     )
