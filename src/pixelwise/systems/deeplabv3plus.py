@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
-from pixelwise.losses.pixel import cross_entropy, pixel_weights, weighted_mean
+from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, semantic_loss, stack_targets
 from pixelwise.nn.aspp import ASPP, Conv, ImagePoolPlace, Projection, make_conv3x3
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.blocks import ConvNormAct
@@ -52,6 +52,7 @@ class DeepLabV3PlusConfig:
         align_corners:  of every bilinear resize; pairs with input sizes 16n + 1.
         aux_weight:     weight of a second loss on stage 4's map, 0 for none; training only.
         class_weights:  one weight per class in the loss, or None.
+        loss:           of the pixels, see `semantic_loss`; a sum such as "cross_entropy+lovasz".
 
     Source: DeepLabV3+ (arXiv:1802.02611) and its TensorFlow release.
     """
@@ -76,6 +77,7 @@ class DeepLabV3PlusConfig:
     align_corners: bool = True
     aux_weight: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    loss: PixelLoss = "cross_entropy"
 
     def __post_init__(self) -> None:
         for key in ("multi_grid", "aspp_rates", "class_weights"):
@@ -88,6 +90,7 @@ class DeepLabV3PlusConfig:
                     f"deeplabv3plus has no {key}={getattr(self, key)!r}; "
                     f"choose one of {', '.join(allowed)}"
                 )
+        check_pixel_loss(self.loss)
         if self.num_classes < 1:
             raise UsageError(f"num_classes is at least 1, not {self.num_classes}")
         if self.class_weights is not None and len(self.class_weights) != self.num_classes:
@@ -161,8 +164,8 @@ class Decoder(nn.Module):
 class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ (a `System`): backbone, ASPP, decoder, classifier.
 
-    The loss is cross-entropy on logits resized to the labels, over valid pixels; a batch without
-    any gives 0. Batch size 1 trains: where batch norm has a single value per channel (the image
+    The loss is taken on logits resized to the labels, over valid pixels; a batch without any gives
+    0. Batch size 1 trains: where batch norm has a single value per channel (the image
     pool), it uses its running statistics.
 
     Args:
@@ -221,14 +224,11 @@ class DeepLabV3Plus(nn.Module):
             images:  [B, C, H, W].
             targets: one per image, labels [H, W].
         """
-        labels = torch.stack([t.labels for t in targets])  # [B, H, W]
-        weights = pixel_weights(
-            labels, class_weights=self.class_weights, weights=_own_weights(targets)
-        )
+        labels, own = stack_targets(targets)  # [B, H, W]
         maps = self.backbone(images)
-        losses = {"pixel": self._pixel_loss(self._logits(maps), labels, weights)}
+        losses = {"pixel": self._pixel_loss(self._logits(maps), labels, own)}
         if self.auxiliary is not None:
-            auxiliary = self._pixel_loss(self.auxiliary(maps[1]), labels, weights)
+            auxiliary = self._pixel_loss(self.auxiliary(maps[1]), labels, own)
             losses["auxiliary"] = self.cfg.aux_weight * auxiliary
         return losses
 
@@ -248,15 +248,9 @@ class DeepLabV3Plus(nn.Module):
         refined = self.decoder(self.context(maps[-1]), maps[0])  # [B, D, H/4, W/4]
         return self.classify(self.dropout(refined))  # [B, K, H/4, W/4]
 
-    def _pixel_loss(self, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def _pixel_loss(self, logits: Tensor, labels: Tensor, own: Tensor | None) -> Tensor:
         size = (labels.shape[1], labels.shape[2])
         logits = resize(logits, size, align_corners=self.cfg.align_corners)  # [B, K, H, W]
-        return weighted_mean(cross_entropy(logits, labels), weights)
-
-
-def _own_weights(targets: Sequence[SemanticTarget]) -> Tensor | None:
-    """[B, H, W] per-pixel weights of the targets; None where none has any."""
-    if all(t.weights is None for t in targets):
-        return None
-    ones = torch.ones_like(targets[0].labels, dtype=torch.float32)
-    return torch.stack([ones if t.weights is None else t.weights for t in targets])
+        return semantic_loss(
+            logits, labels, kind=self.cfg.loss, class_weights=self.class_weights, weights=own
+        )
