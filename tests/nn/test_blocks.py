@@ -71,6 +71,11 @@ def test_conv_pads_to_the_same_size(
     assert conv(torch.randn(2, 2, size, size)).shape == (2, 3, expected, expected)
 
 
+def test_padding_may_be_stated() -> None:
+    conv = ConvNormAct(2, 3, 3, dilation=2, padding=0)
+    assert conv(torch.randn(1, 2, 9, 8)).shape == (1, 3, 5, 4)
+
+
 @pytest.mark.parametrize(
     ("norm", "bias", "expected"), [("batch", None, False), (None, None, True), (None, False, False)]
 )

@@ -19,12 +19,11 @@ def make_act(kind: Act | None) -> nn.Module:
 class ConvNormAct(nn.Module):
     """Convolution, normalisation, activation; each of the last two may be left out.
 
-    Padding keeps the size for odd kernels: dilation * (kernel - 1) / 2 on every side.
-
     Args:
         in_channels, out_channels: of the convolution.
         kernel:   side of the square kernel, odd.
         stride, dilation, groups: of the convolution.
+        padding:  zeros on every side; None keeps the size: dilation * (kernel - 1) / 2.
         bias:     of the convolution; None gives it one exactly where there is no norm.
         norm:     see `make_norm`.
         norm_eps: of the norm.
@@ -40,6 +39,7 @@ class ConvNormAct(nn.Module):
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
+        padding: int | None = None,
         bias: bool | None = None,
         norm: Norm | str | None = "batch",
         norm_eps: float = 1e-5,
@@ -51,7 +51,7 @@ class ConvNormAct(nn.Module):
             out_channels,
             kernel,
             stride=stride,
-            padding=dilation * (kernel - 1) // 2,
+            padding=dilation * (kernel - 1) // 2 if padding is None else padding,
             dilation=dilation,
             groups=groups,
             bias=norm is None if bias is None else bias,
@@ -63,7 +63,7 @@ class ConvNormAct(nn.Module):
         self.act = make_act(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in, H, W] → [B, out, ceil(H / stride), ceil(W / stride)]."""
+        """[B, in, H, W] → [B, out, ceil(H / stride), ceil(W / stride)] at the default padding."""
         return self.act(self.norm(self.conv(x)))
 
 
