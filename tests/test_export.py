@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: object) -> None:
         raise ExportError("differs")
 
-    monkeypatch.setattr("pixelwise.export._verify_onnx", refuse)
+    monkeypatch.setattr(sys.modules["pixelwise.export"], "_verify_onnx", refuse)
     with pytest.raises(ExportError, match="differs"):
         export_onnx(system, tmp_path / "m.onnx", torch.randn(1, 3, 32, 32), passport=PASSPORT)
     assert not list(tmp_path.iterdir())
@@ -92,6 +94,6 @@ def test_missing_folder_and_missing_extra(tmp_path, monkeypatch: pytest.MonkeyPa
     pytest.importorskip("onnxruntime")
     with pytest.raises(ExportError, match="no such folder"):
         export_onnx(system, tmp_path / "no" / "m.onnx", images, passport=PASSPORT)
-    monkeypatch.setattr("pixelwise.export.find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["pixelwise.export"], "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pixelwise\[onnx\]"):
         export_onnx(system, tmp_path / "m.onnx", images, passport=PASSPORT)

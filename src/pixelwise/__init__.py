@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pixelwise import convert as convert
     from pixelwise import data as data
     from pixelwise.evaluate import evaluate as evaluate
+    from pixelwise.export import export as export
     from pixelwise.predict import Segmenter as Segmenter
     from pixelwise.predict import load as load
     from pixelwise.predict import predict as predict
@@ -37,6 +38,7 @@ _CONTENTS = {
     "Result": "pixelwise.result",
     "train": "pixelwise.train",
     "evaluate": "pixelwise.evaluate",
+    "export": "pixelwise.export",
 }
 _MODULES = ("convert", "data")
 
@@ -47,6 +49,7 @@ __all__ = [
     "create",
     "data",
     "evaluate",
+    "export",
     "list_systems",
     "load",
     "predict",

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pixelwise.errors import ExportError, MissingExtraError
+from pixelwise.errors import ExportError, MissingExtraError, UsageError
+from pixelwise.predict import Segmenter, load
 from pixelwise.spec import InputSpec
+from pixelwise.types import Size
 
 Dynamic = Literal["sizes", "sizes32", "batch", "none"]
 
@@ -32,6 +34,7 @@ TOLERANCE = 1e-4  # of the largest value of an output
 _METADATA = "pixelwise"  # key in an ONNX file, name of a file in a .pt2
 _LARGEST_SIDE = 8192
 _OPSET = 18
+_CHATTY = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -86,6 +89,46 @@ def _open_dimensions_onnx(system: nn.Module) -> Dynamic:
     """The same for ONNX, where semantic systems are traced and no reasoning about sizes is done."""
     chosen = open_dimensions(system)
     return "sizes32" if chosen == "batch" else chosen
+
+
+def export(
+    model: str | Path | Segmenter,
+    path: str | Path,
+    *,
+    size: Size = (512, 512),
+    dynamic: Dynamic | None = None,
+) -> Path:
+    """Write a model as a file for another runtime; the suffix says which: .onnx or .pt2.
+
+    Args:
+        model:   as for `load`, or a loaded one.
+        path:    of the file; it is written only if its output was seen to equal the model's.
+        size:    (height, width) of the network's input that is traced, multiples of 32; where sizes
+                 stay open, others work too.
+        dynamic: which dimensions stay open; None for what the system allows.
+
+    Raises:
+        UsageError: another suffix, or sides that are no multiples of 32.
+        MissingExtraError: ONNX is not installed.
+        ExportError: the export failed or its output differs.
+    """
+    writers = {".onnx": export_onnx, ".pt2": export_torch}
+    path = Path(path)
+    if path.suffix not in writers:
+        raise UsageError(f"{path}: name a file that ends in {' or '.join(writers)}")
+    if any(side < 32 or side % 32 for side in size):
+        raise UsageError(f"size {size[0]}x{size[1]}: each side must be a multiple of 32")
+    segmenter = model if isinstance(model, Segmenter) else load(model, device="cpu")
+    passport = Passport(
+        name=segmenter.name,
+        task=segmenter.task,
+        classes=segmenter.classes,
+        input=segmenter.input,
+    )
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(1, segmenter.input.channels, *size, generator=generator)
+    example = example.to(segmenter.device)
+    return writers[path.suffix](segmenter.system, path, example, passport=passport, dynamic=dynamic)
 
 
 def export_program(
@@ -330,7 +373,7 @@ def _beside(path: Path) -> Any:
 @contextmanager
 def _quiet() -> Any:
     """Without the exporters' chatter about operators and versions."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -172,6 +172,12 @@ class Segmenter:
         if batch:
             yield from self._predict_batch(batch, settings)
 
+    def export(self, path: str | Path, *, size: tuple[int, int] = (512, 512)) -> Path:
+        """Write the model for another runtime, .onnx or .pt2; see `pixelwise.export.export`."""
+        from pixelwise.export import export  # imports this module
+
+        return export(self, path, size=size)
+
     # --- one forward pass ----------------------------------------------------------------------
 
     def _predict_batch(self, batch: Sequence[_Waiting], settings: Settings) -> Iterator[Result]:

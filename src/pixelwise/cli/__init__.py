@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "val": "pixelwise.cli.val",
     "data": "pixelwise.cli.data",
     "models": "pixelwise.cli.models",
+    "export": "pixelwise.cli.export",
     "bench": "pixelwise.cli.bench",
     "demo": "pixelwise.cli.demo",
     "doctor": "pixelwise.cli.doctor",

@@ -28,7 +28,7 @@ def command(
         raise UsageError("--rounds and --batch-size must be at least 1, --warm-up at least 0")
     timing = measure(
         model,
-        size=_size(size),
+        size=read_size(size),
         rounds=rounds,
         warm_up=warm_up,
         batch_size=batch_size,
@@ -50,7 +50,7 @@ def command(
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
+def read_size(text: str) -> tuple[int, int]:
     """`480x640` as (480, 640); one number is a square."""
     from pixelwise.errors import UsageError
 

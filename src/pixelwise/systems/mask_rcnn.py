@@ -360,10 +360,11 @@ def _on_valid(valid: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         run:   positions [S] int64 → rows [S, ...].
 
     Returns:
-        [R, ...], zeros (when exported: anything) where not valid.
+        [R, ...], zeros where not valid.
     """
-    if torch.compiler.is_exporting():
-        return run(torch.arange(len(valid), device=valid.device))
+    if torch.compiler.is_exporting():  # all rows: an exported graph has fixed sizes
+        rows = run(torch.arange(len(valid), device=valid.device))
+        return torch.where(valid.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0.0)
     index = valid.nonzero()[:, 0]
     # One row at least, to learn the shape.
     index = index if len(index) else index.new_zeros(1)
