@@ -166,7 +166,8 @@ def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) ->
 
     Args:
         system:  built for `classes`; otherwise of the checkpoint's architecture. Its `CLASS_ROWS`
-                 say which parameters have rows per class.
+                 say which parameters have rows per class, its `CLASS_COLUMNS`, if any, which have
+                 inputs per class (their second dimension).
         path:    a file written by `save`.
         classes: class names of `system`, in label order.
 
@@ -178,16 +179,25 @@ def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) ->
     """
     header, tensors = _read(Path(path))
     rows: Mapping[str, int] = getattr(system, "CLASS_ROWS", {})
+    columns: Mapping[str, int] = getattr(system, "CLASS_COLUMNS", {})
     old = header["classes"]
     own = system.state_dict()
-    _check_same_architecture(header, path, own, tensors, rows)
+    _check_same_architecture(header, path, own, tensors, rows, columns)
     same = list(old) == list(classes)
     for name, value in own.items():
+        stored = tensors[name]
         per_class = None if same else _rows_per_class(name, rows)
         if per_class is None:
-            own[name] = tensors[name]
-        else:
-            own[name] = _match_rows(value, tensors[name], old, classes, per_class)
+            own[name] = stored
+            continue
+        inputs = _rows_per_class(name, columns)
+        if inputs is not None and value.ndim > 1:
+            # Rows as the checkpoint has them, so that only the columns differ.
+            frame = value.new_zeros(len(stored), *value.shape[1:])
+            frame = _match_rows(frame, value, classes, old, per_class).transpose(0, 1)
+            stored = _match_rows(frame, stored.transpose(0, 1), old, classes, inputs)
+            stored = stored.transpose(0, 1)
+        own[name] = _match_rows(value, stored, old, classes, per_class)
     system.load_state_dict(own)
     return _reuse_line(old, classes)
 
@@ -234,12 +244,17 @@ def _check_same_architecture(
     own: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
     rows: Mapping[str, int],
+    columns: Mapping[str, int],
 ) -> None:
+    def fixed(name: str, value: Tensor) -> list[int]:
+        """The dimensions that do not belong to classes."""
+        free = [_rows_per_class(name, table) is not None for table in (rows, columns)]
+        return [n for d, n in enumerate(value.shape) if d > 1 or not free[d]]
+
     different = set(own) ^ set(tensors) | {
         name
         for name in set(own) & set(tensors)
-        if own[name].shape[1:] != tensors[name].shape[1:]
-        or (_rows_per_class(name, rows) is None and own[name].shape != tensors[name].shape)
+        if fixed(name, own[name]) != fixed(name, tensors[name])
     }
     if different:
         raise ModelError(

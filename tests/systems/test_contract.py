@@ -36,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
         "low_level_width": 8,
         "aux_weight": 0.4,
     },
+    "GCN": {"num_classes": K, "backbone": "test_resnet", "kernel": 5},
     "MaskRCNN": {
         "num_classes": K,
         "backbone": "test_resnet",

@@ -13,6 +13,7 @@ from torch import nn
 from pixelwise.errors import UsageError
 from pixelwise.spec import DETECTION_RGB, IMAGENET_RGB, InputSpec, Task
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
+from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
 
@@ -41,6 +42,9 @@ SYSTEMS: dict[str, Entry] = {
     "deeplabv3plus_resnet50": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_resnet101": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet101"), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_efficientnet_lite0": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", aspp_width=128, decoder_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "gcn": Entry(system=GCN, config=GCNConfig(), input=IMAGENET_RGB, task="semantic"),
+    "gcn_resnet50": Entry(system=GCN, config=GCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "gcn_efficientnet_lite0": Entry(system=GCN, config=GCNConfig(backbone="tf_efficientnet_lite0"), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "mask_rcnn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet101_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
