@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from pixelwise.data.transforms import prepare_image
 from pixelwise.predict import Segmenter, load, resolve_device
 from pixelwise.systems import SYSTEMS, create
 
@@ -29,6 +31,8 @@ class Timing:
         batch_size: pictures per forward pass.
         rounds:     measured, after as many as `warm_up`.
         parameters: of the network.
+        gflops:     of its forward pass on one picture, 1e9 operations, a multiplication and an addition
+                    counted as two; convolutions and matrix products only.
         stages_ms:  median milliseconds per picture by stage.
         total_ms:   their sum.
         images_per_s: 1000 / total_ms.
@@ -42,6 +46,7 @@ class Timing:
     batch_size: int
     rounds: int
     parameters: int
+    gflops: float
     stages_ms: dict[str, float]
     total_ms: float
     images_per_s: float
@@ -96,6 +101,7 @@ def measure(
         batch_size=batch_size,
         rounds=rounds,
         parameters=sum(p.numel() for p in segmenter.system.parameters()),
+        gflops=round(_gflops(segmenter, size), 3),
         stages_ms={stage: round(ms, 3) for stage, ms in stages.items()},
         total_ms=round(total, 3),
         images_per_s=round(1e3 / total, 2),
@@ -118,6 +124,13 @@ def _segmenter(model: str, device: str | None) -> Segmenter:
         task=row.task,
         device=resolve_device(device),
     )
+
+
+def _gflops(segmenter: Segmenter, size: tuple[int, int]) -> float:
+    image, _ = prepare_image(_noise(size), segmenter.input)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        segmenter.system(image[None].to(segmenter.device))
+    return counter.get_total_flops() / 1e9
 
 
 def _noise(size: tuple[int, int]) -> npt.NDArray[np.uint8]:

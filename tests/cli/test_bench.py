@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from pixelwise.bench import _gflops
 from pixelwise.cli import run
-from tests.prediction_stand_ins import stand_in_checkpoints
+from pixelwise.predict import Segmenter
+from tests.prediction_stand_ins import PLAIN, stand_in_checkpoints
 
 FEW = ["--size", "48x64", "--rounds", "2", "--warm-up", "0", "--device", "cpu"]
 
@@ -48,3 +51,18 @@ def test_wrong_options(capsys, words: list[str], message: str) -> None:
 def test_unknown_model(capsys) -> None:
     assert run(["bench", "mask_rcn"]) == 4
     assert "mask_rcn" in capsys.readouterr().err
+
+
+def test_operations_of_one_convolution() -> None:
+    class Convolution(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(images)
+
+    segmenter = Segmenter(
+        Convolution(), name="one", classes=["a"], input=PLAIN, task="semantic", device="cpu"
+    )
+    assert _gflops(segmenter, (40, 64)) == pytest.approx(2 * 3 * 5 * 9 * 40 * 64 / 1e9)

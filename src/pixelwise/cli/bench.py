@@ -38,7 +38,10 @@ def command(
         print(json_text.dumps(timing.to_dict(), indent=2))
         return 0
     height, width = timing.size
-    print(f"{timing.model}, {timing.parameters / 1e6:.1f} M parameters, on {timing.device}")
+    print(
+        f"{timing.model}, {timing.parameters / 1e6:.1f} M parameters, {timing.gflops:.1f} GFLOPs, "
+        f"on {timing.device}"
+    )
     print(
         f"picture {height}x{width}, batch {timing.batch_size}, "
         f"{timing.threads} threads, median of {timing.rounds}"

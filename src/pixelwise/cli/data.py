@@ -192,11 +192,15 @@ def _sheet(
         values = sample.labels if instances is None else instances.labels
         seen.update([] if values is None else [int(v) for v in np.unique(values)])
         pictures.append(draw_ground_truth(sample, dataset.classes, colors=colors, with_text=False))
-        objects = "" if instances is None else f"  {len(instances)} objects"
+        objects = "" if instances is None else f"  {_objects(len(instances))}"
         captions.append(f"{sample.path.name}{objects}")
     legend = [(name, colors[k]) for k, name in enumerate(dataset.classes) if k in seen]
     shown = [str(dataset.path(i)) for i in order[:count].tolist()]
     return arrange(pictures, captions, columns=columns, legend=legend), shown
+
+
+def _objects(count: int) -> str:
+    return f"{count} object{'' if count == 1 else 's'}"
 
 
 def _tell(values: dict[str, Any], text: str, json: bool) -> None:
