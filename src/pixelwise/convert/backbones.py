@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from pixelwise.convert.files import read_state
 from pixelwise.convert.resnet import torchvision_rules
 from pixelwise.convert.rules import Drop, Rename, Rule, translate
+from pixelwise.convert.vgg import caffe_classifier_rules, torchvision_vgg_rules
 from pixelwise.errors import ConversionError, ModelError, UsageError
+from pixelwise.nn.backbones.alexnet import AlexNet
 from pixelwise.nn.backbones.resnet import ResNet
+from pixelwise.nn.backbones.vgg import VGG
 from pixelwise.nn.backbones.xception import XCEPTIONS, Xception
 
 _LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # EfficientNet-B0's blocks per stage
@@ -128,6 +131,10 @@ def _rules_for(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[Rule]:
             stem="timm_deep" if deep else "plain",
             avg_down="layer1.0.downsample.2.weight" in state,
         )
+    if isinstance(backbone, VGG) and "features.0.weight" in state:
+        return torchvision_vgg_rules(backbone.name)
+    if isinstance(backbone, VGG | AlexNet):
+        return caffe_classifier_rules()
     own = getattr(backbone, "body", backbone).state_dict()
     flat = {key.replace(".", "_"): key for key in own}
     # timm's feature extractors write "stages_0" for the model's "stages.0".

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.backbones import resnet, xception
+from pixelwise.nn.backbones import alexnet, resnet, vgg, xception
 from pixelwise.nn.norm import Norm
 
 __all__ = ["Backbone", "build_backbone"]
@@ -42,18 +42,22 @@ def build_backbone(
 ) -> Any:
     """A feature extractor by name.
 
-    ResNets, ResNeXts and Xceptions are our own, since checkpoints depend on details that timm does
-    not offer; any other name is timm's, and "timm/resnet50" asks for timm's version of one of ours.
+    ResNets, ResNeXts, Xceptions, VGGs and AlexNet are our own, since checkpoints depend on details
+    that timm does not offer; any other name is timm's, and "timm/resnet50" asks for timm's version
+    of one of ours.
 
     Args:
-        name:          "resnet18" … "resnext101_64x4d", "xception41|65|71", or a model of timm.
+        name:          "resnet18" … "resnext101_64x4d", "xception41|65|71", "vgg11|13|16|19",
+                       "alexnet", or a model of timm.
         in_channels:   of the images; 3 for colour.
         output_stride: input pixels per cell of the deepest map: 8, 16 or 32.
         levels:        which maps: level n has nominal stride 2^n; a dilated one has less.
-        norm:          see `make_norm`; networks of timm keep their own kind.
+        norm:          see `make_norm`; networks of timm keep their own kind, VGGs and AlexNet have
+                       none.
         style:         named set of knobs of the project whose checkpoints shall fit, see
-                       `resnet.STYLES` and `xception.STYLES`; None for "pytorch" or "tf".
-        knobs:         single arguments of `ResNet` or `Xception`, such as `multi_grid`, `norm_eps`;
+                       the `STYLES` of each family; None for "pytorch" (ResNets), "tf" (Xceptions),
+                       "caffe" (VGGs) or "aligned" (AlexNet).
+        knobs:         single arguments of the family's class, such as `multi_grid`, `norm_eps`;
                        they win over the style.
 
     Returns:
@@ -74,6 +78,10 @@ def build_backbone(
         return xception.Xception(name, **common, **_knobs(xception.STYLES, style or "tf", knobs))
     if tuple(knobs.get("multi_grid", (1, 1, 1))) == (1, 1, 1):
         knobs.pop("multi_grid", None)
+    if name in vgg.VGGS:
+        return vgg.VGG(name, **common, **_knobs(vgg.STYLES, style or "caffe", knobs))
+    if name == "alexnet":
+        return alexnet.AlexNet(**common, **_knobs(alexnet.STYLES, style or "aligned", knobs))
     if knobs or style is not None:
         given = ", ".join([*knobs, *(["style"] if style else [])])
         raise UsageError(
