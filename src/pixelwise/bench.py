@@ -31,8 +31,8 @@ class Timing:
         batch_size: pictures per forward pass.
         rounds:     measured, after as many as `warm_up`.
         parameters: of the network.
-        gflops:     of its forward pass on one picture, 1e9 operations, a multiplication and an addition
-                    counted as two; convolutions and matrix products only.
+        gflops:     1e9 operations of a forward pass on one picture: two for a multiplication with
+                    its addition; convolutions and matrix products only.
         stages_ms:  median milliseconds per picture by stage.
         total_ms:   their sum.
         images_per_s: 1000 / total_ms.
