@@ -17,6 +17,7 @@ from pixelwise.convert.backbones import infer_xception, xception_rules
 from pixelwise.convert.rules import invert, translate
 from pixelwise.nn.backbones import build_backbone
 from pixelwise.ops.resize import resize
+from tests.convert.parity_deeplab import run_dense_crf
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture
 
 TOLERANCE = 1e-4  # of the stored maximum
@@ -121,6 +122,7 @@ RUNNERS: dict[str, Callable[[Fixture], None]] = {
     "mmseg_deeplabv3plus_": run_deeplabv3plus,
     "smp_deeplabv3plus_": run_deeplabv3plus,
     "timm_xception": run_xception,
+    "dense_crf_": run_dense_crf,
 }
 
 # Prefixes of fixtures that belong to systems which are not built yet, or to another test.
@@ -130,7 +132,6 @@ COMING = {
     "zijundeng_fcn": "FCN",
     "torchvision_fcn_": "FCN",
     "mmseg_fcn_": "FCN",
-    "dense_crf_": "the dense CRF of DeepLab V1 and V2",
     "deeplab_pytorch_deeplabv2_": "DeepLab V2",
     "deeplab_pytorch_deeplabv3_": "DeepLab V3",
     "torchvision_deeplabv3_": "DeepLab V3",
