@@ -12,6 +12,7 @@ LAYERS = {
     "types": 0,
     "spec": 0,
     "errors": 0,
+    "settings": 0,
     "ops": 1,
     "losses": 1,
     "nn": 2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +26,16 @@ def resize(x: Tensor, size: Size | tuple[int, int], *, align_corners: bool = Fal
         [B, C, *size].
     """
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def logits_to_predictions(
+    logits: Tensor, sizes: Sequence[ImageSize], *, align_corners: bool, with_probs: bool = False
+) -> list[SemanticPrediction]:
+    """`logits_to_prediction` for every image of a batch: [B, K, h, w] → B predictions."""
+    return [
+        logits_to_prediction(one, size, align_corners=align_corners, with_probs=with_probs)
+        for one, size in zip(logits, sizes, strict=True)
+    ]
 
 
 def logits_to_prediction(

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
-from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, semantic_loss, stack_targets
+from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
 from pixelwise.nn.aspp import ASPP, Conv, ImagePoolPlace, Projection, make_conv3x3
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.blocks import ConvNormAct
+from pixelwise.nn.fcn_head import FCNHead
 from pixelwise.nn.norm import NORMS, Norm
-from pixelwise.ops.resize import logits_to_prediction, resize
+from pixelwise.nn.pixel_criterion import PixelCriterion
+from pixelwise.ops.resize import logits_to_predictions, resize
+from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, SemanticPrediction, SemanticTarget
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -80,24 +83,8 @@ class DeepLabV3PlusConfig:
     loss: PixelLoss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        for key in ("multi_grid", "aspp_rates", "class_weights"):
-            value = getattr(self, key)
-            if value is not None:
-                object.__setattr__(self, key, tuple(value))  # JSON brings lists
-        for key, allowed in _CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise UsageError(
-                    f"deeplabv3plus has no {key}={getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
+        check_config(self, _CHOICES)
         check_pixel_loss(self.loss)
-        if self.num_classes < 1:
-            raise UsageError(f"num_classes is at least 1, not {self.num_classes}")
-        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
-            raise UsageError(
-                f"class_weights has {len(self.class_weights)} values for {self.num_classes} "
-                "classes; give one per class"
-            )
         if not self.aspp_rates:
             raise UsageError("aspp_rates is empty; give at least one rate, such as (6, 12, 18)")
 
@@ -110,25 +97,6 @@ class DeepLabV3PlusRaw(NamedTuple):
     """
 
     logits: Tensor
-
-
-class Auxiliary(nn.Sequential):
-    """A small classifier on an earlier map, so that the gradient reaches it on a short way.
-
-    Args:
-        in_channels: of the map; a quarter of it is the inner width.
-        num_classes: K.
-        norm:        see `make_norm`.
-
-    Source: PSPNet (arXiv:1612.01105), section 3.3, in mmseg's form.
-    """
-
-    def __init__(self, in_channels: int, num_classes: int, *, norm: Norm) -> None:
-        super().__init__()
-        width = max(1, in_channels // 4)
-        self.fuse = ConvNormAct(in_channels, width, norm=norm)
-        self.dropout = nn.Dropout2d(0.1)
-        self.classify = nn.Conv2d(width, num_classes, 1)
 
 
 class Decoder(nn.Module):
@@ -176,8 +144,6 @@ class DeepLabV3Plus(nn.Module):
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {"classify": 1, "auxiliary.classify": 1}
 
-    class_weights: Tensor | None
-
     def __init__(self, cfg: DeepLabV3PlusConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -206,11 +172,11 @@ class DeepLabV3Plus(nn.Module):
         self.dropout = nn.Dropout2d(cfg.classifier_dropout)
         self.classify = nn.Conv2d(self.decoder.out_channels, cfg.num_classes, 1)
         self.auxiliary = (
-            Auxiliary(channels[1], cfg.num_classes, norm=cfg.norm) if cfg.aux_weight else None
+            FCNHead(channels[1], cfg.num_classes, norm=cfg.norm) if cfg.aux_weight else None
         )
-        weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights)
-        # The config holds them already; a checkpoint need not.
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.criterion = PixelCriterion(
+            cfg.loss, cfg.class_weights, align_corners=cfg.align_corners
+        )
 
     def forward(self, images: Tensor) -> DeepLabV3PlusRaw:
         """[B, C, H, W] normalised images of any size → logits at stride 4."""
@@ -226,9 +192,9 @@ class DeepLabV3Plus(nn.Module):
         """
         labels, own = stack_targets(targets)  # [B, H, W]
         maps = self.backbone(images)
-        losses = {"pixel": self._pixel_loss(self._logits(maps), labels, own)}
+        losses = {"pixel": self.criterion(self._logits(maps), labels, own)}
         if self.auxiliary is not None:
-            auxiliary = self._pixel_loss(self.auxiliary(maps[1]), labels, own)
+            auxiliary = self.criterion(self.auxiliary(maps[1]), labels, own)
             losses["auxiliary"] = self.cfg.aux_weight * auxiliary
         return losses
 
@@ -237,20 +203,10 @@ class DeepLabV3Plus(nn.Module):
         self, raw: DeepLabV3PlusRaw, sizes: Sequence[ImageSize], *, with_probs: bool = False
     ) -> list[SemanticPrediction]:
         """One label map per image, in original pixels; the probabilities too where asked for."""
-        return [
-            logits_to_prediction(
-                logits, size, align_corners=self.cfg.align_corners, with_probs=with_probs
-            )
-            for logits, size in zip(raw.logits, sizes, strict=True)
-        ]
+        return logits_to_predictions(
+            raw.logits, sizes, align_corners=self.cfg.align_corners, with_probs=with_probs
+        )
 
     def _logits(self, maps: list[Tensor]) -> Tensor:
         refined = self.decoder(self.context(maps[-1]), maps[0])  # [B, D, H/4, W/4]
         return self.classify(self.dropout(refined))  # [B, K, H/4, W/4]
-
-    def _pixel_loss(self, logits: Tensor, labels: Tensor, own: Tensor | None) -> Tensor:
-        size = (labels.shape[1], labels.shape[2])
-        logits = resize(logits, size, align_corners=self.cfg.align_corners)  # [B, K, H, W]
-        return semantic_loss(
-            logits, labels, kind=self.cfg.loss, class_weights=self.class_weights, weights=own
-        )

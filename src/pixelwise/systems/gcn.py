@@ -1,4 +1,4 @@
-"""GCN, the Global Convolutional Network: large kernels see an object whole, and it stays in place."""
+"""GCN, Global Convolutional Network: kernels that see an object whole, at every level."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
-from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, semantic_loss, stack_targets
+from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.bilinear_deconv import BilinearDeconv
 from pixelwise.nn.large_kernel import BoundaryRefinement, GlobalConv
 from pixelwise.nn.norm import NORMS, Norm
-from pixelwise.ops.resize import logits_to_prediction, resize
+from pixelwise.nn.pixel_criterion import PixelCriterion
+from pixelwise.ops.resize import logits_to_predictions, resize
+from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, SemanticPrediction, SemanticTarget
 
 Upsample = Literal["deconv", "bilinear"]
@@ -54,23 +56,10 @@ class GCNConfig:
     loss: PixelLoss = "cross_entropy"
 
     def __post_init__(self) -> None:
-        if self.class_weights is not None:
-            object.__setattr__(self, "class_weights", tuple(self.class_weights))  # JSON: lists
-        for key, allowed in (("upsample", get_args(Upsample)), ("norm", NORMS)):
-            if getattr(self, key) not in allowed:
-                raise UsageError(
-                    f"gcn has no {key}={getattr(self, key)!r}; choose one of {', '.join(allowed)}"
-                )
+        check_config(self, {"upsample": get_args(Upsample), "norm": NORMS})
         check_pixel_loss(self.loss)
-        if self.num_classes < 1:
-            raise UsageError(f"num_classes is at least 1, not {self.num_classes}")
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise UsageError(f"kernel is odd, so that it has a centre; it cannot be {self.kernel}")
-        if self.class_weights is not None and len(self.class_weights) != self.num_classes:
-            raise UsageError(
-                f"class_weights has {len(self.class_weights)} values for {self.num_classes} "
-                "classes; give one per class"
-            )
 
 
 class GCNRaw(NamedTuple):
@@ -105,8 +94,6 @@ class GCN(nn.Module):
         "up": 1,
     }
 
-    class_weights: Tensor | None
-
     def __init__(self, cfg: GCNConfig) -> None:
         super().__init__()
         self.cfg = cfg
@@ -127,9 +114,7 @@ class GCN(nn.Module):
         self.refine = nn.ModuleList(BoundaryRefinement(classes) for _ in range(refined))
         doublings = levels + 1 if cfg.upsample == "deconv" else 0
         self.up = nn.ModuleList(BilinearDeconv(classes) for _ in range(doublings))
-        weights = None if cfg.class_weights is None else torch.tensor(cfg.class_weights)
-        # The config holds them already; a checkpoint need not.
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.criterion = PixelCriterion(cfg.loss, cfg.class_weights)
 
     def forward(self, images: Tensor) -> GCNRaw:
         """[B, C, H, W] normalised images of any size → logits of that size."""
@@ -158,24 +143,14 @@ class GCN(nn.Module):
             targets: one per image, labels [H, W].
         """
         labels, own = stack_targets(targets)  # [B, H, W]
-        loss = semantic_loss(
-            self(images).logits,
-            labels,
-            kind=self.cfg.loss,
-            class_weights=self.class_weights,
-            weights=own,
-        )
-        return {"pixel": loss}
+        return {"pixel": self.criterion(self(images).logits, labels, own)}
 
     @torch.no_grad()
     def decode(
         self, raw: GCNRaw, sizes: Sequence[ImageSize], *, with_probs: bool = False
     ) -> list[SemanticPrediction]:
         """One label map per image, in original pixels; the probabilities too where asked for."""
-        return [
-            logits_to_prediction(logits, size, align_corners=False, with_probs=with_probs)
-            for logits, size in zip(raw.logits, sizes, strict=True)
-        ]
+        return logits_to_predictions(raw.logits, sizes, align_corners=False, with_probs=with_probs)
 
     def _refine(self, number: int, x: Tensor) -> Tensor:
         return self.refine[number](x) if self.cfg.with_refinement else x
