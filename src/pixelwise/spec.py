@@ -97,6 +97,9 @@ DETECTION_RGB = InputSpec(resize=ResizeRule(short_side=800, long_side=1333, pad_
 CAFFE_BGR = InputSpec(
     mean=(103.530, 116.280, 123.675), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"
 )
+DEEPLAB_BGR = InputSpec(
+    mean=(104.008, 116.669, 122.675), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from pixelwise.convert.backbones import infer_xception, xception_rules
 from pixelwise.convert.rules import invert, translate
 from pixelwise.nn.backbones import build_backbone
 from pixelwise.ops.resize import resize
+from tests.convert import parity_bisenet_efficientfcn
 from tests.convert.parity_deeplab import run_dense_crf
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture
 
@@ -119,6 +120,7 @@ def check_all(fixture: Fixture, stages: dict[str, Tensor], tag: str) -> None:
 
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
+    **parity_bisenet_efficientfcn.RUNNERS,
     "mmseg_deeplabv3plus_": run_deeplabv3plus,
     "smp_deeplabv3plus_": run_deeplabv3plus,
     "timm_xception": run_xception,
@@ -142,9 +144,6 @@ COMING = {
     "mmseg_unet_": "U-Net",
     "smp_unet_": "U-Net",
     "zijundeng_gcn_": "GCN",
-    "coincheung_bisenetv1_": "BiSeNet",
-    "mmseg_bisenetv1_": "BiSeNet",
-    "efficientfcn_": "EfficientFCN",
 }
 ELSEWHERE = {
     "losses_semantic": "tests/losses/test_pixel.py",

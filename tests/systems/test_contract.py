@@ -28,6 +28,23 @@ K = 3
 
 # Settings that make a system small enough to train in a test; by class, so a new row needs nothing.
 TINY: dict[str, dict[str, Any]] = {
+    "BiSeNet": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "spatial_widths": (8, 8, 16),
+        "context_width": 16,
+        "fusion_width": 16,
+        "head_width": 16,
+        "aux_width": 8,
+    },
+    "DeepLabV1": {
+        "num_classes": K,
+        "backbone": "test_vgg",
+        "fc_width": 16,
+        "fc_rate": 2,
+        "branch_width": 8,
+    },
+    "DeepLabV2": {"num_classes": K, "backbone": "test_resnet", "rates": (1, 2)},
     "DeepLabV3Plus": {
         "num_classes": K,
         "backbone": "test_resnet",
@@ -35,6 +52,13 @@ TINY: dict[str, dict[str, Any]] = {
         "decoder_width": 16,
         "low_level_width": 8,
         "aux_weight": 0.4,
+    },
+    "EfficientFCN": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "compress_width": 16,
+        "codewords": 8,
+        "codeword_width": 16,
     },
     "GCN": {"num_classes": K, "backbone": "test_resnet", "kernel": 5},
     "MaskRCNN": {
@@ -51,6 +75,8 @@ TINY: dict[str, dict[str, Any]] = {
 }
 # A row whose form needs more than its class's settings, or keeps its own backbone.
 TINY_ROWS: dict[str, dict[str, Any]] = {
+    "deeplabv1_efficientnet_lite0": {"backbone": "test_resnet"},
+    "deeplabv2_vgg16": {"backbone": "test_vgg", "branch_width": 16},
     "mask_rcnn_resnet50_fpn_gn": {"backbone": "resnet18"},  # timm keeps its own norms
     "mask_rcnn_resnet50_c4": {"backbone": "resnet18", "anchor_sizes": (8, 16, 32)},
     "mask_rcnn_resnet50_dc5": {"anchor_sizes": (8, 16, 32)},

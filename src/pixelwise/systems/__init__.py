@@ -11,8 +11,12 @@ from typing import Any
 from torch import nn
 
 from pixelwise.errors import UsageError
-from pixelwise.spec import DETECTION_RGB, IMAGENET_RGB, InputSpec, Task
+from pixelwise.spec import DEEPLAB_BGR, DETECTION_RGB, IMAGENET_RGB, InputSpec, Task
+from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
+from pixelwise.systems.deeplabv1 import DeepLabV1, DeepLabV1Config
+from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
+from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
@@ -36,12 +40,27 @@ class Entry:
 
 # fmt: off
 SYSTEMS: dict[str, Entry] = {
+    "bisenet": Entry(system=BiSeNet, config=BiSeNetConfig(), input=IMAGENET_RGB, task="semantic"),
+    "bisenet_xception39": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="xception39"), input=IMAGENET_RGB, task="semantic"),
+    "bisenet_resnet50": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "bisenet_efficientnet_lite0": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="tf_efficientnet_lite0"), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "deeplabv1": Entry(system=DeepLabV1, config=DeepLabV1Config(), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv1_msc": Entry(system=DeepLabV1, config=DeepLabV1Config(with_branches=True), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv1_7x7": Entry(system=DeepLabV1, config=DeepLabV1Config(fc_kernel=7, fc_rate=4, fc_width=4096, with_average_pool=False), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv1_efficientnet_lite0": Entry(system=DeepLabV1, config=DeepLabV1Config(backbone="tf_efficientnet_lite0", fc_width=256, with_average_pool=False, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "deeplabv2": Entry(system=DeepLabV2, config=DeepLabV2Config(), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv2_resnet101": Entry(system=DeepLabV2, config=DeepLabV2Config(), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv2_vgg16": Entry(system=DeepLabV2, config=DeepLabV2Config(backbone="vgg16", branch_width=1024), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv2_efficientnet_lite0": Entry(system=DeepLabV2, config=DeepLabV2Config(backbone="tf_efficientnet_lite0", norm="batch", align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "deeplabv3plus": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_xception65": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
     "deeplabv3plus_xception71": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="xception71"), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
     "deeplabv3plus_resnet50": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_resnet101": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="resnet101"), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_efficientnet_lite0": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="tf_efficientnet_lite0", aspp_width=128, decoder_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "efficientfcn": Entry(system=EfficientFCN, config=EfficientFCNConfig(), input=IMAGENET_RGB, task="semantic"),
+    "efficientfcn_resnet50": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "efficientfcn_efficientnet_lite0": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="tf_efficientnet_lite0", compress_width=128, codewords=64, codeword_width=256), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "gcn": Entry(system=GCN, config=GCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "gcn_resnet50": Entry(system=GCN, config=GCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "gcn_efficientnet_lite0": Entry(system=GCN, config=GCNConfig(backbone="tf_efficientnet_lite0"), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),

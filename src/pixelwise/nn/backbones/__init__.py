@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.backbones import alexnet, resnet, vgg, xception
+from pixelwise.nn.backbones import alexnet, resnet, vgg, xception, xception39
 from pixelwise.nn.norm import Norm
 
 __all__ = ["Backbone", "build_backbone"]
@@ -47,8 +47,8 @@ def build_backbone(
     of one of ours.
 
     Args:
-        name:          "resnet18" … "resnext101_64x4d", "xception41|65|71", "vgg11|13|16|19",
-                       "alexnet", or a model of timm.
+        name:          "resnet18" … "resnext101_64x4d", "xception39|41|65|71",
+                       "vgg11|13|16|19", "alexnet", or a model of timm.
         in_channels:   of the images; 3 for colour.
         output_stride: input pixels per cell of the deepest map: 8, 16 or 32.
         levels:        which maps: level n has nominal stride 2^n; a dilated one has less.
@@ -82,6 +82,8 @@ def build_backbone(
         return vgg.VGG(name, **common, **_knobs(vgg.STYLES, style or "caffe", knobs))
     if name == "alexnet":
         return alexnet.AlexNet(**common, **_knobs(alexnet.STYLES, style or "aligned", knobs))
+    if name == "xception39":
+        return xception39.Xception39(**common, **_knobs(xception39.STYLES, style or "plain", knobs))
     if knobs or style is not None:
         given = ", ".join([*knobs, *(["style"] if style else [])])
         raise UsageError(

@@ -1,0 +1,163 @@
+"""BiSeNet (V1) checkpoints of CoinCheung/BiSeNet and mmseg, with or without auxiliary heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pixelwise.convert import Origin
+from pixelwise.convert.resnet import infer_resnet, infer_stem, torchvision_rules
+from pixelwise.convert.rules import Rename, Rule, prefixed
+from pixelwise.errors import ConversionError
+from pixelwise.spec import IMAGENET_RGB, InputSpec
+from pixelwise.systems.bisenet import BiSeNetConfig
+
+# Cityscapes' own statistics, which CoinCheung's models of it are fed with.
+_CITYSCAPES_RGB = InputSpec(mean=(0.3257, 0.3690, 0.3223), std=(0.2112, 0.2148, 0.2115))
+
+
+def _blocks(names: Mapping[str, str]) -> list[Rule]:
+    """Rules for blocks of convolution and batch norm: from their pattern to our module."""
+    return [
+        Rename(rf"{source}\.{theirs}\.", f"{ours}.{part}.")
+        for source, ours in names.items()
+        for theirs, part in (("conv", "conv"), ("bn", "norm"))
+    ]
+
+
+_COINCHEUNG: list[Rule] = [
+    *prefixed(torchvision_rules(), "cp.resnet.", "backbone."),
+    *_blocks(
+        {
+            r"cp\.arm16\.conv": "context_path.attend16.project",
+            r"cp\.arm32\.conv": "context_path.attend32.project",
+            r"cp\.conv_head16": "context_path.smooth16",
+            r"cp\.conv_head32": "context_path.smooth32",
+            r"cp\.conv_avg": "context_path.image_pool",
+            r"sp\.conv1": "spatial_path.0",
+            r"sp\.conv2": "spatial_path.1",
+            r"sp\.conv3": "spatial_path.2",
+            r"sp\.conv_out": "spatial_path.3",
+            r"ffm\.convblk": "fusion.fuse",
+            r"conv_out\.conv": "head.fuse",
+            r"conv_out16\.conv": "auxiliary.0.fuse",
+            r"conv_out32\.conv": "auxiliary.1.fuse",
+        }
+    ),
+    Rename(r"cp\.arm(16|32)\.conv_atten\.", r"context_path.attend\1.attend.conv."),
+    Rename(r"cp\.arm(16|32)\.bn_atten\.", r"context_path.attend\1.attend.norm."),
+    Rename(r"ffm\.conv\.", "fusion.attend.conv."),
+    Rename(r"ffm\.bn\.", "fusion.attend.norm."),
+    Rename(r"conv_out\.conv_out\.", "head.classify."),
+    Rename(r"conv_out16\.conv_out\.", "auxiliary.0.classify."),
+    Rename(r"conv_out32\.conv_out\.", "auxiliary.1.classify."),
+]
+
+
+def _coincheung_infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        **_widths(
+            state,
+            spatial=["sp.conv1", "sp.conv2", "sp.conv3", "sp.conv_out"],
+            context="cp.conv_avg",
+            fusion="ffm.convblk",
+            head=("conv_out.conv", "conv_out.conv_out"),
+            auxiliary="conv_out16.conv",
+        ),
+        "backbone": infer_resnet(state, "cp.resnet."),
+        "gate": "norm",
+    }
+
+
+def _mmseg_rules(cfg: BiSeNetConfig) -> list[Rule]:
+    style = cfg.backbone_style or "pytorch"
+    stem = "sequence" if style in ("v1c", "v1d") else "plain"
+    context = r"backbone\.context_path\."
+    return [
+        *prefixed(
+            torchvision_rules(stem=stem, avg_down=style == "v1d"),
+            "backbone.context_path.backbone.",
+            "backbone.",
+        ),
+        *_blocks(
+            {
+                context + r"arm16\.conv_layer": "context_path.attend16.project",
+                context + r"arm32\.conv_layer": "context_path.attend32.project",
+                context + r"arm16\.atten_conv_layer\.1": "context_path.attend16.attend",
+                context + r"arm32\.atten_conv_layer\.1": "context_path.attend32.attend",
+                context + "conv_head16": "context_path.smooth16",
+                context + "conv_head32": "context_path.smooth32",
+                context + r"gap_conv\.1": "context_path.image_pool",
+                r"backbone\.spatial_path\.layer1": "spatial_path.0",
+                r"backbone\.spatial_path\.layer2": "spatial_path.1",
+                r"backbone\.spatial_path\.layer3": "spatial_path.2",
+                r"backbone\.spatial_path\.layer4": "spatial_path.3",
+                r"backbone\.ffm\.conv1": "fusion.fuse",
+                r"backbone\.ffm\.conv_atten\.0": "fusion.attend",
+                r"decode_head\.convs\.0": "head.fuse",
+                r"auxiliary_head\.0\.convs\.0": "auxiliary.0.fuse",
+                r"auxiliary_head\.1\.convs\.0": "auxiliary.1.fuse",
+            }
+        ),
+        Rename(r"decode_head\.conv_seg\.", "head.classify."),
+        Rename(r"auxiliary_head\.(0|1)\.conv_seg\.", r"auxiliary.\1.classify."),
+    ]
+
+
+def _mmseg_infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    path = "backbone.spatial_path.layer"
+    backbone = "backbone.context_path.backbone."
+    return {
+        **_widths(
+            state,
+            spatial=[f"{path}{i}" for i in (1, 2, 3, 4)],
+            context="backbone.context_path.gap_conv.1",
+            fusion="backbone.ffm.conv1",
+            head=("decode_head.convs.0", "decode_head.conv_seg"),
+            auxiliary="auxiliary_head.0.convs.0",
+        ),
+        "backbone": infer_resnet(state, backbone),
+        "backbone_style": infer_stem(state, backbone),
+        "gate": "norm_relu",
+        "dropout": 0.1,
+    }
+
+
+def _widths(
+    state: Mapping[str, Tensor],
+    *,
+    spatial: list[str],
+    context: str,
+    fusion: str,
+    head: tuple[str, str],
+    auxiliary: str,
+) -> dict[str, Any]:
+    """What the shapes tell, given the names of the blocks that tell it."""
+    fuse, classify = head
+    with_auxiliary = f"{auxiliary}.conv.weight" in state
+    result = {
+        "num_classes": _shape(state, f"{classify}.weight")[0],
+        "in_channels": _shape(state, f"{spatial[0]}.conv.weight")[1],
+        "spatial_widths": tuple(_shape(state, f"{name}.conv.weight")[0] for name in spatial),
+        "context_width": _shape(state, f"{context}.conv.weight")[0],
+        "fusion_width": _shape(state, f"{fusion}.conv.weight")[0],
+        "head_width": _shape(state, f"{fuse}.conv.weight")[0],
+        "aux_weight": 1.0 if with_auxiliary else 0.0,
+    }
+    if with_auxiliary:
+        result["aux_width"] = _shape(state, f"{auxiliary}.conv.weight")[0]
+    return result
+
+
+def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    if key not in state:
+        raise ConversionError(f"the checkpoint has no {key!r}; is it of this origin and system?")
+    return tuple(state[key].shape)
+
+
+ORIGINS: dict[str, Origin] = {
+    "coincheung": Origin(rules=_COINCHEUNG, infer=_coincheung_infer, input=_CITYSCAPES_RGB),
+    "mmseg": Origin(rules=_mmseg_rules, infer=_mmseg_infer, input=IMAGENET_RGB),
+}
