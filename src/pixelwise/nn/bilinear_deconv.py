@@ -31,14 +31,24 @@ class BilinearDeconv(nn.ConvTranspose2d):
 
     Args:
         channels: C; every channel may learn to read every other.
-        factor:   s >= 2; the kernel has the side 2s - s % 2.
+        factor:   s >= 2.
+        kernel:   side of the kernel; None for 2s - s % 2. FCN's AlexNet has 2s - 1.
+        padding:  what is cut off on every side; None for s // 2, with which the map grows s times.
 
     Source: FCN (arXiv:1411.4038), section 3.3.
     """
 
-    def __init__(self, channels: int, factor: int = 2) -> None:
-        side = 2 * factor - factor % 2
-        super().__init__(channels, channels, side, stride=factor, padding=factor // 2, bias=False)
+    def __init__(
+        self,
+        channels: int,
+        factor: int = 2,
+        *,
+        kernel: int | None = None,
+        padding: int | None = None,
+    ) -> None:
+        side = kernel or 2 * factor - factor % 2
+        cut = factor // 2 if padding is None else padding
+        super().__init__(channels, channels, side, stride=factor, padding=cut, bias=False)
         with torch.no_grad():
             self.weight.zero_()
             diagonal = torch.arange(channels)
