@@ -1,11 +1,18 @@
-"""Runners of the fixtures of DeepLab V1, DeepLab V2 and the dense CRF."""
+"""Runners of the fixtures of the DeepLabs, their backbones and the dense CRF."""
 
 import re
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from pixelwise.convert.backbones import infer_xception, xception_rules
+from pixelwise.convert.rules import invert, translate
+from pixelwise.nn.backbones import build_backbone
 from pixelwise.ops.crf import DenseCRF, dense_crf, dense_crf_exact
-from tests.fixtures import Fixture
+from pixelwise.ops.resize import resize
+from tests.convert.parity import backbone_name, check_all, convert, output_stride, rates
+from tests.fixtures import Fixture, fill_state
 
 # Between the exact mean field and the lattice of the authors' library, over their fixtures.
 LARGEST_AFTER_ONE = 0.16
@@ -38,3 +45,61 @@ def run_dense_crf(fixture: Fixture) -> None:
         if count == 1:
             assert (fast - exact).abs().max() <= LARGEST_AFTER_ONE
         assert (fast.argmax(0) == exact.argmax(0)).float().mean() >= LEAST_AGREEMENT
+
+
+def run_deeplabv3plus(fixture: Fixture) -> None:
+    origin = fixture.name.split("_")[0]
+    settings = {
+        "output_stride": output_stride(fixture, 8 if origin == "mmseg" else 16),
+        "aspp_rates": rates(fixture, (12, 24, 36)),
+        **(backbone_name(fixture) if origin == "smp" else {}),
+    }
+    system = convert(fixture, origin, "deeplabv3plus", **settings).system
+    for tag, images in fixture.inputs().items():
+        with torch.no_grad():
+            raw = system(images)
+            stages = {
+                "decode": raw.logits,
+                "logits": resize(
+                    raw.logits, images.shape[-2:], align_corners=system.cfg.align_corners
+                ),
+            }
+            if system.auxiliary is not None:
+                stages["aux"] = system.auxiliary(system.backbone(images)[1])
+        check_all(fixture, stages, tag)
+
+
+def run_xception(fixture: Fixture) -> None:
+    state = fill_state(fixture.meta)
+    stride = output_stride(fixture, 32)
+    name = infer_xception(state)
+    backbone = build_backbone(
+        name,
+        style="timm",
+        levels=(1, 2, 3, 4, 5),
+        output_stride=stride,
+        in_channels=state["stem.0.conv.weight"].shape[1],
+    )
+    translation = translate(xception_rules(), state, backbone.state_dict())
+    backbone.load_state_dict(translation.state)
+    dropped = sum(state[key].numel() for key in translation.dropped)
+    ours = sum(p.numel() for p in backbone.parameters())
+    assert ours + dropped == fixture.meta["parameters"]
+    assert set(invert(xception_rules(), translation.state)) == set(state) - set(translation.dropped)
+    outputs: dict[int, Tensor] = {}
+    for i, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda _, __, out, i=i: outputs.update({i: out[0]}))
+    for tag, images in fixture.inputs().items():
+        with torch.no_grad():
+            maps = backbone.eval()(images)
+        stages = {f"block{i}": out for i, out in outputs.items()}
+        stages |= {"stem": maps[0], "low_level_relu": maps[1], "features": maps[-1]}
+        check_all(fixture, stages, tag)
+
+
+RUNNERS: dict[str, Callable[[Fixture], None]] = {
+    "mmseg_deeplabv3plus_": run_deeplabv3plus,
+    "smp_deeplabv3plus_": run_deeplabv3plus,
+    "timm_xception": run_xception,
+    "dense_crf_": run_dense_crf,
+}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from pixelwise.convert import Origin
+from pixelwise.convert import Origin, mmseg
 from pixelwise.convert.resnet import infer_resnet, infer_stem, torchvision_rules
 from pixelwise.convert.rules import Rename, Rule, prefixed
-from pixelwise.errors import ConversionError
+from pixelwise.convert.shapes import State, shape_of
 from pixelwise.spec import IMAGENET_RGB, InputSpec
 from pixelwise.systems.bisenet import BiSeNetConfig
 
@@ -18,18 +15,9 @@ from pixelwise.systems.bisenet import BiSeNetConfig
 _CITYSCAPES_RGB = InputSpec(mean=(0.3257, 0.3690, 0.3223), std=(0.2112, 0.2148, 0.2115))
 
 
-def _blocks(names: Mapping[str, str]) -> list[Rule]:
-    """Rules for blocks of convolution and batch norm: from their pattern to our module."""
-    return [
-        Rename(rf"{source}\.{theirs}\.", f"{ours}.{part}.")
-        for source, ours in names.items()
-        for theirs, part in (("conv", "conv"), ("bn", "norm"))
-    ]
-
-
 _COINCHEUNG: list[Rule] = [
     *prefixed(torchvision_rules(), "cp.resnet.", "backbone."),
-    *_blocks(
+    *mmseg.block_rules(
         {
             r"cp\.arm16\.conv": "context_path.attend16.project",
             r"cp\.arm32\.conv": "context_path.attend32.project",
@@ -56,7 +44,7 @@ _COINCHEUNG: list[Rule] = [
 ]
 
 
-def _coincheung_infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _coincheung_infer(state: State) -> dict[str, Any]:
     return {
         **_widths(
             state,
@@ -81,7 +69,7 @@ def _mmseg_rules(cfg: BiSeNetConfig) -> list[Rule]:
             "backbone.context_path.backbone.",
             "backbone.",
         ),
-        *_blocks(
+        *mmseg.block_rules(
             {
                 context + r"arm16\.conv_layer": "context_path.attend16.project",
                 context + r"arm32\.conv_layer": "context_path.attend32.project",
@@ -106,7 +94,7 @@ def _mmseg_rules(cfg: BiSeNetConfig) -> list[Rule]:
     ]
 
 
-def _mmseg_infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _mmseg_infer(state: State) -> dict[str, Any]:
     path = "backbone.spatial_path.layer"
     backbone = "backbone.context_path.backbone."
     return {
@@ -126,7 +114,7 @@ def _mmseg_infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _widths(
-    state: Mapping[str, Tensor],
+    state: State,
     *,
     spatial: list[str],
     context: str,
@@ -138,23 +126,17 @@ def _widths(
     fuse, classify = head
     with_auxiliary = f"{auxiliary}.conv.weight" in state
     result = {
-        "num_classes": _shape(state, f"{classify}.weight")[0],
-        "in_channels": _shape(state, f"{spatial[0]}.conv.weight")[1],
-        "spatial_widths": tuple(_shape(state, f"{name}.conv.weight")[0] for name in spatial),
-        "context_width": _shape(state, f"{context}.conv.weight")[0],
-        "fusion_width": _shape(state, f"{fusion}.conv.weight")[0],
-        "head_width": _shape(state, f"{fuse}.conv.weight")[0],
+        "num_classes": shape_of(state, f"{classify}.weight")[0],
+        "in_channels": shape_of(state, f"{spatial[0]}.conv.weight")[1],
+        "spatial_widths": tuple(shape_of(state, f"{name}.conv.weight")[0] for name in spatial),
+        "context_width": shape_of(state, f"{context}.conv.weight")[0],
+        "fusion_width": shape_of(state, f"{fusion}.conv.weight")[0],
+        "head_width": shape_of(state, f"{fuse}.conv.weight")[0],
         "aux_weight": 1.0 if with_auxiliary else 0.0,
     }
     if with_auxiliary:
-        result["aux_width"] = _shape(state, f"{auxiliary}.conv.weight")[0]
+        result["aux_width"] = shape_of(state, f"{auxiliary}.conv.weight")[0]
     return result
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    if key not in state:
-        raise ConversionError(f"the checkpoint has no {key!r}; is it of this origin and system?")
-    return tuple(state[key].shape)
 
 
 ORIGINS: dict[str, Origin] = {

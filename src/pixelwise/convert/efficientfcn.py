@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from pixelwise.convert import Origin
 from pixelwise.convert.resnet import infer_resnet, torchvision_rules
 from pixelwise.convert.rules import Rename, Rule, prefixed
-from pixelwise.errors import ConversionError
+from pixelwise.convert.shapes import State, rows_of, shape_of
 from pixelwise.spec import IMAGENET_RGB
 
 # Sequence of the head and position of a convolution in it, whose norm follows.
@@ -39,22 +36,16 @@ def _rules() -> list[Rule]:
     return [*rules, Rename(r"head\.conv_pred3\.1\.", "classify.")]
 
 
-def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _infer(state: State) -> dict[str, Any]:
     module = "head.hgdmodule0."
     return {
-        "num_classes": _shape(state, "head.conv_pred3.1.weight")[0],
+        "num_classes": rows_of(state, "head.conv_pred3.1.weight"),
         "backbone": infer_resnet(state, "pretrained."),
-        "in_channels": _shape(state, "pretrained.conv1.0.weight")[1],
-        "compress_width": _shape(state, "head.conv50.0.weight")[0],
-        "codewords": _shape(state, module + "conv_center.0.weight")[0],
-        "codeword_width": _shape(state, module + "conv_cat.0.weight")[0],
+        "in_channels": shape_of(state, "pretrained.conv1.0.weight")[1],
+        "compress_width": rows_of(state, "head.conv50.0.weight"),
+        "codewords": rows_of(state, module + "conv_center.0.weight"),
+        "codeword_width": rows_of(state, module + "conv_cat.0.weight"),
     }
-
-
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
-    if key not in state:
-        raise ConversionError(f"the checkpoint has no {key!r}; is it of this origin and system?")
-    return tuple(state[key].shape)
 
 
 ORIGINS: dict[str, Origin] = {
