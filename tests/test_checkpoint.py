@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pixelwise import atomic, checkpoint
-from pixelwise.errors import ModelError
+from pixelwise.errors import ModelError, UsageError
 from pixelwise.spec import InputSpec, ResizeRule
 from pixelwise.systems import create
 
@@ -53,6 +53,36 @@ def test_round_trip(saved):
     assert not loaded.system.training
     images = torch.randn(1, 3, 32, 48)
     torch.testing.assert_close(loaded.system(images), net.eval()(images), rtol=0, atol=0)
+
+
+def test_settings_that_leave_the_weights_can_be_changed(saved):
+    """Trained at stride 16, evaluated at 8 with twice the rates: the network of these settings."""
+    net, path = saved
+    changes = {"output_stride": 8, "aspp_rates": [12, 24, 36]}
+    loaded = checkpoint.load(path, changes=changes)
+    assert (loaded.system.cfg.output_stride, loaded.system.cfg.aspp_rates) == (8, (12, 24, 36))
+    assert loaded.header["config"]["output_stride"] == 8
+    other = create("deeplabv3plus", num_classes=3, **SMALL, **changes).eval()
+    other.load_state_dict(net.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.system(images).logits, other(images).logits)
+    assert not torch.allclose(loaded.system(images).logits, net.eval()(images).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_strid": 8}, "did you mean 'output_stride'"),
+        ({"output_stride": "eight"}, "output_stride='eight'"),
+        ({"output_stride": 5}, "8, 16 or 32"),
+        ({"aspp_width": 16}, "aspp_width=16 asks for other weights.*of another shape"),
+        ({"aux_weight": 0.4}, "asks for other weights.*missing"),
+        ({"image_pool": "none"}, "asks for other weights.*unexpected"),
+    ],
+)
+def test_changes_that_do_not_fit_are_named(saved, changes, message):
+    with pytest.raises(UsageError, match=message):
+        checkpoint.load(saved[1], changes=changes)
 
 
 def test_half_is_half_the_size_and_close(saved, tmp_path):

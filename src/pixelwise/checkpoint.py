@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pixelwise import __version__, atomic
 from pixelwise.errors import ModelError, UsageError
 from pixelwise.spec import InputSpec, Task
-from pixelwise.systems import SYSTEMS, create, find
+from pixelwise.systems import SYSTEMS, configure, create, find
 
 FORMAT_VERSION = 1
 _NAMES_SHOWN = 8  # class names listed in a message before it ends with "..."
@@ -105,24 +105,41 @@ def save(
     atomic.write(Path(path), safetensors.torch.save(tensors, metadata))
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu") -> Loaded:
+def load(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    changes: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Read a checkpoint of ours; nothing in it is ever executed.
 
     Args:
-        path:   a file written by `save`.
-        device: where the system goes.
+        path:    a file written by `save`.
+        device:  where the system goes.
+        changes: fields of the system's config that shall differ from the stored ones and leave the
+                 weights as they are, such as the output stride and the rates that go with it.
 
     Raises:
         ModelError: missing, truncated, not ours, of a newer format, or weights that do not fit.
+        UsageError: a change that is no field, has a wrong value, or needs other weights.
     """
     header, tensors = _read(Path(path))
-    system = create(header["system"], **restore_config(header, path))
-    missing, unexpected = system.load_state_dict(tensors, strict=False)
-    if missing or unexpected:
-        raise ModelError(
-            f"{path}: the weights do not fit {header['system']}: {_few('missing', missing)}"
-            f"{_few('unexpected', unexpected)}the file is damaged or edited"
+    stored = restore_config(header, path)
+    config = _changed(header, stored, changes or {})
+    system = create(header["system"], **config)
+    problems = _misfits(system.state_dict(), tensors)
+    if problems and config != stored:
+        names = ", ".join(f"{key}={value!r}" for key, value in (changes or {}).items())
+        raise UsageError(
+            f"{path}: {names} asks for other weights than the stored ones: {problems}"
+            "change only what leaves them as they are, such as output_stride and its rates"
         )
+    if problems:
+        raise ModelError(
+            f"{path}: the weights do not fit {header['system']}: {problems}"
+            "the file is damaged or edited"
+        )
+    system.load_state_dict(tensors)
     return Loaded(
         system=system.eval().to(device),
         name=header["system"],
@@ -130,7 +147,38 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> Loaded:
         input=InputSpec.from_dict(header["input"]),
         task=header["task"],
         metrics=header["metrics"],
-        header=header,
+        header={**header, "config": config},
+    )
+
+
+def _changed(
+    header: Mapping[str, Any], stored: dict[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The stored config with some fields changed, of the types that its dataclass states.
+
+    Raises:
+        UsageError: no such field, or a wrong value.
+    """
+    if not changes:
+        return stored
+    name: str = header["system"]
+    config = configure(name, {**stored, **changes})
+    try:
+        checked: Any = TypeAdapter[Any](type(config)).validate_python(asdict(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else name
+        raise UsageError(f"{field}={changes.get(field)!r}: {first['msg']}") from None
+    return {key: getattr(checked, key) for key in {**stored, **changes}}
+
+
+def _misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """What differs between a network's tensors and the stored ones; empty where nothing does."""
+    shapes = [key for key in own if key in tensors and own[key].shape != tensors[key].shape]
+    return (
+        _few("missing", [key for key in own if key not in tensors])
+        + _few("unexpected", [key for key in tensors if key not in own])
+        + _few("of another shape", shapes)
     )
 
 

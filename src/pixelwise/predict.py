@@ -296,20 +296,28 @@ class _About(TypedDict, total=False):
     header: Mapping[str, Any] | None
 
 
-def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Segmenter:
+def load(
+    name_or_path: str | Path, *, device: str | torch.device | None = None, **changes: Any
+) -> Segmenter:
     """Load a model that is ready to predict.
+
+    >>> seg = load("v3.safetensors", output_stride=8, aspp_rates=(12, 24, 36))   # doctest: +SKIP
 
     Args:
         name_or_path: an embedded model (`pixelwise models list`), a checkpoint file, or a run
             folder, whose best weights are taken.
         device:       as for `resolve_device`.
+        changes:      fields of the system's config that shall differ from the stored ones and leave
+            the weights as they are: a DeepLab trained at stride 16 is evaluated at 8, with twice
+            the rates.
 
     Raises:
         ModelError: no such model; the message lists the closest names.
+        UsageError: a change that is no field, has a wrong value, or needs other weights.
     """
     path = catalogue.find_checkpoint(name_or_path)
     place = resolve_device(device)
-    found = checkpoint.load(path, device=place)
+    found = checkpoint.load(path, device=place, changes=changes)
     return Segmenter(
         found.system,
         name=found.name,

@@ -110,3 +110,14 @@ def test_classes_that_do_not_fit(model: Path, tmp_path: Path, capsys) -> None:
     assert "cube, cone" in message
     assert "model: disc, square, triangle, background" in message
     assert "data: disc, cube, cone, background" in message
+
+
+def test_set_changes_the_network_and_keeps_the_weights(model: Path, data: Path, capsys) -> None:
+    command = ["val", str(model), str(data), "--json"]
+    dense = ["--set", "output_stride=8", "--set", "aspp_rates=[12,24,36]"]
+    assert run([*command, *dense]) == 0
+    changed = json.loads(capsys.readouterr().out)["metrics"]
+    seg = pw.load(model, output_stride=8, aspp_rates=(12, 24, 36))
+    assert changed == pw.evaluate(seg, data, quiet=True).to_dict()["metrics"]
+    assert run([*command, "--set", "aspp_width=3"]) == 2
+    assert "aspp_width=3" in capsys.readouterr().err

@@ -56,6 +56,31 @@ def test_stride_becomes_dilation(
     assert (dilations(net.layer3), dilations(net.layer4)) == (layer3, layer4)
 
 
+@pytest.mark.parametrize(
+    ("style", "output_stride", "expected"),
+    [
+        ("uniform", 16, [2, 4, 8]),
+        ("uniform", 8, [4, 8, 16]),
+        ("v1c", 16, [1, 2, 4]),  # mmseg's multi-grid states the dilations themselves
+        ("v1c", 8, [1, 2, 4]),
+    ],
+)
+def test_multi_grid_in_each_style(style: str, output_stride: int, expected: list[int]) -> None:
+    with torch.device("meta"):
+        net = build_backbone(
+            "resnet50", style=style, output_stride=output_stride, multi_grid=(1, 2, 4)
+        )
+    assert dilations(net.layer4) == expected
+
+
+@pytest.mark.parametrize(("style", "second"), [("uniform", 2), ("mmseg", 1)])
+def test_mmseg_dilates_only_the_first_of_two_convolutions(style: str, second: int) -> None:
+    with torch.device("meta"):
+        net = build_backbone("resnet18", style=style, output_stride=16)
+    last = net.layer4[1]
+    assert (last.conv1.dilation[0], last.conv2.dilation[0]) == (2, second)
+
+
 def test_multi_grid_multiplies_the_last_stage() -> None:
     with torch.device("meta"):
         net = build_backbone("resnet50", style="semseg", output_stride=16, multi_grid=(1, 2, 4))

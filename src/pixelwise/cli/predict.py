@@ -48,6 +48,10 @@ def command(
     save_probs: Annotated[
         bool, typer.Option("--save-probs", help="Also write class probabilities (npz).")
     ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the network, same weights: output_stride=8."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors.")] = False,
 ) -> int:
@@ -56,9 +60,10 @@ def command(
     A picture that cannot be read is reported and left out; the exit code is then 3.
     """
     from pixelwise.predict import load
+    from pixelwise.training.recipe import parse_overrides
 
     kinds = _formats(formats, save_probs=save_probs)
-    segmenter = load(model, device=device)
+    segmenter = load(model, device=device, **parse_overrides(changes or []))
     job = _Job(segmenter, out, kinds, quiet=quiet, says_results=not (json or quiet))
     options: dict[str, Any] = {
         "score_thresh": score,

@@ -37,6 +37,10 @@ def command(
         Path | None, typer.Option(help="Folder for evaluation.json, report.html and plots.")
     ] = None,
     plots: Annotated[bool, typer.Option("--plots", help="PNG plots too (extra `plots`).")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the network, same weights: output_stride=8."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> int:
@@ -44,6 +48,7 @@ def command(
     from pixelwise.errors import UsageError
     from pixelwise.evaluate import draw_worst, evaluate, open_view
     from pixelwise.predict import load
+    from pixelwise.training.recipe import parse_overrides
 
     if plots and out is None:
         raise UsageError("--plots needs a folder to write to: add --out DIR")
@@ -58,7 +63,7 @@ def command(
         "tta": tta or None,
         "quiet": quiet,
     }
-    segmenter = load(model, device=device)
+    segmenter = load(model, device=device, **parse_overrides(changes or []))
     view = open_view(data, split=None if split == "all" else split, task=segmenter.task)
     report = evaluate(segmenter, view, split=None, **settings)
     report.about["data"] = data

@@ -40,10 +40,11 @@ def infer_backbone(state: State) -> dict[str, Any]:
     """The config fields `backbone`, `backbone_style` and `in_channels`."""
     first = "backbone.stem.0.weight"
     first = first if first in state else "backbone.conv1.weight"
+    stem = infer_stem(state, "backbone.")
     return {
         "in_channels": shape_of(state, first)[1],
         "backbone": infer_resnet(state, "backbone."),
-        "backbone_style": infer_stem(state, "backbone."),
+        "backbone_style": "mmseg" if stem == "pytorch" else stem,
     }
 
 

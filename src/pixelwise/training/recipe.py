@@ -106,9 +106,7 @@ def parse_overrides(overrides: Sequence[str]) -> Tree:
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise UsageError(
-                f"{word!r} is no override; write section.key=value, as in optim.lr=0.01"
-            )
+            raise UsageError(f"{word!r} is no override; write key=value, as in optim.lr=0.01")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

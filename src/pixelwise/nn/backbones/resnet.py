@@ -15,12 +15,16 @@ Stem = Literal["plain", "deep32", "deep64"]
 Pool = Literal["floor", "ceil", "ceil_unpadded"]
 
 # Each project's set of knobs: arguments of `ResNet`; what is not named has the default.
+_MMSEG: dict[str, Any] = {"dilate_second": False, "grid_multiplies": False}
+
 STYLES: dict[str, dict[str, Any]] = {
-    "pytorch": {},  # torchvision, mmseg and mmdet "pytorch": stride on the 3x3, contracted dilation
+    "pytorch": {},  # torchvision, mmdet "pytorch": stride on the 3x3, contracted dilation
+    "uniform": {"contract_dilation": False},  # the DeepLabs' papers
     "smp": {"contract_dilation": False},
     "caffe": {"stride_in_1x1": True},  # mmdet "caffe", detectron2 R50 and R101
-    "v1c": {"stem": "deep32"},  # mmseg
-    "v1d": {"stem": "deep32", "avg_down": True},
+    "mmseg": _MMSEG,
+    "v1c": {**_MMSEG, "stem": "deep32"},  # mmseg
+    "v1d": {**_MMSEG, "stem": "deep32", "avg_down": True},
     "efficientfcn": {"stem": "deep32", "avg_down": True},
     "semseg": {"stem": "deep64", "contract_dilation": False},
     "deeplab-pytorch": {"stride_in_1x1": True, "pool": "ceil", "contract_dilation": False},
@@ -107,6 +111,7 @@ class Block(nn.Module):
         width:         64, 128, 256, 512 by stage; a bottleneck gives four times as many channels.
         stride:        of the block.
         dilation:      of its 3x3 convolutions.
+        dilate_second: of two 3x3 convolutions, both are dilated; mmseg dilates the first alone.
         bottleneck:    which of the two.
         stride_in_1x1: a bottleneck's stride sits on its first 1x1 (Caffe) instead of the 3x3.
         avg_down:      see `Shortcut`.
@@ -121,6 +126,7 @@ class Block(nn.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        dilate_second: bool = True,
         bottleneck: bool = True,
         stride_in_1x1: bool = False,
         avg_down: bool = False,
@@ -143,7 +149,7 @@ class Block(nn.Module):
             self.norm3 = make_norm(norm, out_channels, norm_eps)
         else:
             self.conv1 = _conv(in_channels, inner, 3, stride=first, dilation=dilation)
-            self.conv2 = _conv(inner, inner, 3, dilation=dilation)
+            self.conv2 = _conv(inner, inner, 3, dilation=dilation if dilate_second else 1)
         self.norm1 = make_norm(norm, inner, norm_eps)
         self.norm2 = make_norm(norm, inner, norm_eps)
         self.act = nn.ReLU(inplace=True)
@@ -203,7 +209,7 @@ def make_stage(
         in_channels: of its input; None for what the stage before gives.
         stride:      of its first block.
         dilations:   of each block, cycled; None for 1 everywhere.
-        knobs:       `stride_in_1x1`, `avg_down`, `norm`, `norm_eps` as in `ResNet`.
+        knobs:       `stride_in_1x1`, `avg_down`, `dilate_second`, `norm`, `norm_eps`, see `ResNet`.
 
     Returns:
         The blocks in order, keys `0.conv1.weight` and so on.
@@ -248,11 +254,13 @@ class ResNet(nn.Module):
         norm_eps:    of every norm.
         stem:        "plain" 7x7 64; "deep32" three 3x3: 32, 32, 64; "deep64" 64, 64, 128.
         pool:        rounding of the 3x3/2 max-pool; "ceil_unpadded" as in original Caffe.
-        stride_in_1x1, avg_down: see `Block`.
+        stride_in_1x1, avg_down, dilate_second: see `Block`.
         contract_dilation: the first block of a dilated stage keeps the dilation of the stage
                      before (torchvision, mmseg); otherwise all its blocks have the new one.
         multi_grid:  factors on the dilations of layer4's blocks. Source: DeepLabV3
                      (arXiv:1706.05587), section 3.2.1.
+        grid_multiplies: False makes a multi-grid other than 1 the dilations themselves, whatever
+                     the output stride (mmseg).
 
     Attributes:
         channels: of each returned map.  strides: input pixels per cell of each returned map.
@@ -273,8 +281,10 @@ class ResNet(nn.Module):
         pool: Pool = "floor",
         stride_in_1x1: bool = False,
         avg_down: bool = False,
+        dilate_second: bool = True,
         contract_dilation: bool = True,
         multi_grid: Sequence[int] = (1, 1, 1),
+        grid_multiplies: bool = True,
     ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
@@ -296,6 +306,8 @@ class ResNet(nn.Module):
             dilations = [dilation * grid[i % len(grid)] for i in range(count)]
             if contract_dilation:
                 dilations[0] = first * grid[0]
+            if not grid_multiplies and max(grid) > 1:
+                dilations = [grid[i % len(grid)] for i in range(count)]
             layer = make_stage(
                 name,
                 stage,
@@ -304,6 +316,7 @@ class ResNet(nn.Module):
                 dilations=dilations,
                 stride_in_1x1=stride_in_1x1,
                 avg_down=avg_down,
+                dilate_second=dilate_second,
                 norm=norm,
                 norm_eps=norm_eps,
             )
