@@ -94,12 +94,12 @@ def test_no_object_is_zero_with_a_gradient(norm):
 
 def test_pasting_a_full_mask_fills_its_box():
     boxes = torch.tensor([[3.0, 4.0, 20.0, 30.0], [0.0, 0.0, 32.0, 8.0]])
-    masks = build().decode(torch.full((2, 28, 28), 50.0), boxes, (32, 40))
+    masks = build().paste(torch.full((2, 28, 28), 50.0), boxes, (32, 40))
     dense = rle.decode(masks)
     assert dense[0].sum() == 17 * 26
     assert dense[0, 4:30, 3:20].all()
     assert dense[1].sum() == 32 * 8
-    assert len(build().decode(torch.zeros(0, 28, 28), torch.zeros(0, 4), (8, 8))) == 0
+    assert len(build().paste(torch.zeros(0, 28, 28), torch.zeros(0, 4), (8, 8))) == 0
 
 
 @pytest.mark.parametrize("path", fixture_params("instance", "ops_matching_losses*"))

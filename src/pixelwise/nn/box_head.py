@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
+from pixelwise.nn.detections import Detections
 from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions, best_first
 from pixelwise.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from pixelwise.ops.suppress import greedy_nms
@@ -32,19 +33,6 @@ class BoxOutput(NamedTuple):
 
     logits: Tensor
     deltas: Tensor
-
-
-class Detections(NamedTuple):
-    """The same number of detections for every image, best first.
-
-    boxes: [B, D, 4] xyxy in network-input pixels, zeros where not valid. scores: [B, D] in [0, 1].
-    labels: [B, D] int64. valid: [B, D] bool.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    valid: Tensor
 
 
 class ConvTrunk(nn.Module):
@@ -175,15 +163,15 @@ class BoxHead(nn.Module):
         """Turn the predictions into boxes: threshold, regress, clip, suppress within each class.
 
         Args:
-            output:    for B * N regions, image after image.
-            proposals: [B, N] they were made from.
+            output:    for the proposals, [B, N, ...] or [B * N, ...].
+            proposals: what the output was made from.
             size:      (height, width) of the network input.
 
         Returns:
             D detections per image.
         """
         batch, count = proposals.valid.shape
-        probs = output.logits.softmax(dim=1)[:, :-1].reshape(batch, count, -1)  # [B, N, K]
+        probs = output.logits.softmax(dim=-1)[..., :-1].reshape(batch, count, -1)  # [B, N, K]
         probs = probs.masked_fill(~proposals.valid[..., None], 0.0)
         deltas = output.deltas.reshape(batch, count * self.num_classes, 4)  # [B, N * K, 4]
         limit = max(CANDIDATES, 4 * self.detections)

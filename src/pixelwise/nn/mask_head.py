@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
+from pixelwise.nn.detections import Detections, place_in_pictures
 from pixelwise.nn.regions import Regions
 from pixelwise.ops.masks import mask_targets, paste_masks
-from pixelwise.types import RunLengths, Size
+from pixelwise.types import ImageSize, InstancePrediction, RunLengths, Size
 
 
 class MaskHead(nn.Module):
@@ -112,8 +114,8 @@ class MaskHead(nn.Module):
         total = (error.mean(dim=(1, 2)) * inside).sum()
         return {"mask": total / inside.sum().clamp(min=1)}
 
-    def decode(self, logits: Tensor, boxes: Tensor, size: Size) -> RunLengths:
-        """Place the masks in the picture, one binary mask per box.
+    def paste(self, logits: Tensor, boxes: Tensor, size: Size) -> RunLengths:
+        """Place masks in a picture, one binary mask per box.
 
         Args:
             logits: [N, M, M], of each box's class.
@@ -121,3 +123,36 @@ class MaskHead(nn.Module):
             size:   (height, width) of the picture.
         """
         return paste_masks(logits.sigmoid(), boxes, size, mode=self.conventions.paste)
+
+    def decode(
+        self,
+        found: Detections,
+        logits: Tensor,
+        sizes: Sequence[ImageSize],
+        *,
+        mask_scores: Tensor | None = None,
+    ) -> list[InstancePrediction]:
+        """Bring detections back to the original pictures and paste their masks.
+
+        Args:
+            found:       of a batch.
+            logits:      [B, D, M, M], of each detection's class.
+            sizes:       one per image.
+            mask_scores: [B, D], where masks are ranked by something else than `found.scores`.
+        """
+        predictions: list[InstancePrediction] = []
+        for image, (index, boxes) in enumerate(place_in_pictures(found, sizes)):
+            labels, scores, masks = (
+                x[image].cpu()[index] for x in (found.labels, found.scores.float(), logits.float())
+            )
+            ranks = None if mask_scores is None else mask_scores[image].float().cpu()[index]
+            predictions.append(
+                InstancePrediction(
+                    boxes=boxes,
+                    labels=labels,
+                    scores=scores,
+                    masks=self.paste(masks, boxes, sizes[image].original),
+                    mask_scores=ranks,
+                )
+            )
+        return predictions

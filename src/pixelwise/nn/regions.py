@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from pixelwise.types import InstanceTarget, MaskCrops
 # Source: Detectron, TRAIN.CROWD_FILTER_THRESH.
 CROWD_COVER = 0.7
 UNCOUNTED = -1
+# Regions that pass a head at once at inference: a mask head holds about 1 MB for each.
+REGIONS_AT_ONCE = 128
 
 
 class Proposals(NamedTuple):
@@ -111,6 +113,39 @@ class RegionPool:
             rule=rules.level_rule,
         )
         return pooled.to(pyramid[0].dtype)
+
+
+def on_regions(
+    run: Callable[..., Sequence[Tensor]], boxes: Tensor, valid: Tensor, *more: Tensor
+) -> list[Tensor]:
+    """Run a head on the regions that count, some at a time, and put the results in their places.
+
+    Args:
+        run:   regions [S, 5] and `more` values [S] of each → any number of [S, ...].
+        boxes: [B, N, 4] xyxy in network-input pixels.
+        valid: [B, N] bool, the regions that count.
+        more:  [B, N] each.
+
+    Returns:
+        for each result of `run`, [B, N, ...] with zeros where not valid.
+    """
+    batch, count = valid.shape
+    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)
+    image = image[:, None, None].expand(-1, count, 1)  # [B, N, 1]
+    inputs = [torch.cat([image, boxes], dim=2), *more]
+    inputs = [x.flatten(0, 1) for x in inputs]  # [B * N, 5], then [B * N] each
+    if torch.compiler.is_exporting():  # all of them: an exported graph has fixed sizes
+        rows = [x.unflatten(0, (batch, count)) for x in run(*inputs)]
+        return [torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0) for x in rows]
+    index = valid.flatten().nonzero()[:, 0]
+    some = index if len(index) else index.new_zeros(1)  # one at least, to learn the shapes
+    parts = [run(*(x[part] for x in inputs)) for part in some.split(REGIONS_AT_ONCE)]
+    return [
+        x.new_zeros(batch * count, *x.shape[1:])
+        .index_copy(0, index, x[: len(index)])
+        .unflatten(0, (batch, count))
+        for x in (torch.cat(rows) for rows in zip(*parts, strict=True))
+    ]
 
 
 def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,29 @@ class AnchorGrid:
     strides: tuple[int, ...]
     conventions: Conventions
 
+    @classmethod
+    def on_pyramid(
+        cls,
+        sizes: Sequence[float],
+        ratios: Sequence[float],
+        strides: Sequence[int],
+        conventions: Conventions,
+    ) -> AnchorGrid:
+        """One size per level, finest first.
+
+        Args:
+            sizes:       as many as levels, or one more: for the level that a pyramid adds.
+            ratios:      see the class.
+            strides:     of the backbone's levels, input pixels per cell.
+            conventions: see the class.
+        """
+        return cls(
+            sizes=tuple((size,) for size in sizes),
+            ratios=tuple(ratios),
+            strides=(*strides, 2 * strides[-1])[: len(sizes)],
+            conventions=conventions,
+        )
+
     @property
     def per_cell(self) -> int:
         """A, anchors per cell; the same on every level."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from pixelwise.errors import UsageError
 from pixelwise.nn.backbones import build_backbone
 from pixelwise.nn.backbones.resnet import RESNETS, STYLES, make_stage
-from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk, Detections, MeanTrunk
+from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk, MeanTrunk
 from pixelwise.nn.conventions import CONVENTIONS, Origin
+from pixelwise.nn.detections import Detections
 from pixelwise.nn.fpn import FPN
 from pixelwise.nn.mask_head import MaskHead
-from pixelwise.nn.regions import Proposals, RegionPool, sample_regions
+from pixelwise.nn.norm import NORMS
+from pixelwise.nn.regions import RegionPool, on_regions, sample_regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
-from pixelwise.ops.boxes import clip_boxes
+from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
-
-# Regions that pass a head at once at inference: a mask head holds about 1 MB for each.
-REGIONS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +82,16 @@ class MaskRCNNConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
-        for key in ("anchor_sizes", "anchor_ratios", "pre_nms", "proposals"):
-            object.__setattr__(self, key, tuple(getattr(self, key)))  # JSON brings lists
-        for key, allowed in (
-            ("neck", ("fpn", "c4", "dc5")),
-            ("box_head", ("2fc", "4conv1fc")),
-            ("conventions", get_args(Origin)),
-        ):
-            if getattr(self, key) not in allowed:
-                raise UsageError(
-                    f"mask_rcnn has no {key}={getattr(self, key)!r}; "
-                    f"choose one of {', '.join(allowed)}"
-                )
+        check_config(
+            self,
+            {
+                "backbone_norm": NORMS,
+                "neck": ("fpn", "c4", "dc5"),
+                "box_head": ("2fc", "4conv1fc"),
+                "head_norm": (*NORMS, None),
+                "conventions": get_args(Origin),
+            },
+        )
         if self.neck == "fpn" and len(self.anchor_sizes) not in (4, 5):
             raise UsageError(
                 f"mask_rcnn with neck='fpn' needs one of anchor_sizes per level: 4 or 5, "
@@ -194,8 +191,17 @@ class MaskRCNN(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         pyramid = self.pyramid(images)
         proposals = self.rpn.decode(self.rpn.predict(pyramid), size)
-        found = self.box_head.decode(self._classify(pyramid, proposals), proposals, size)
-        return Raw(*found, self._segment(pyramid, found))
+
+        def classify(rois: Tensor) -> BoxOutput:
+            return self.box_head.predict(self.box_features(pyramid, rois))
+
+        def segment(rois: Tensor, labels: Tensor) -> tuple[Tensor]:
+            masks = self.mask_head.predict(self.mask_features(pyramid, rois))
+            return (self.mask_head.of_class(masks, labels),)
+
+        boxes = BoxOutput(*on_regions(classify, proposals.boxes, proposals.valid))
+        found = self.box_head.decode(boxes, proposals, size)
+        return Raw(*found, *on_regions(segment, found.boxes, found.valid, found.labels))
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """The five losses of joint training, all with weight 1.
@@ -234,47 +240,7 @@ class MaskRCNN(nn.Module):
             raw:   of `forward`.
             sizes: one per image.
         """
-        predictions: list[InstancePrediction] = []
-        for image, size in enumerate(sizes):
-            valid = raw.valid[image]  # [D]
-            boxes = clip_boxes(raw.boxes[image][valid].float().cpu(), size.content)  # [N, 4]
-            scale_y, scale_x = size.scale_yx
-            boxes = boxes / boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-            boxes = clip_boxes(boxes, size.original)
-            # A box in the padding has lost its area by now.
-            kept = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)  # [N]
-            logits = raw.mask_logits[image][valid].float().cpu()[kept]
-            predictions.append(
-                InstancePrediction(
-                    boxes=boxes[kept],
-                    labels=raw.labels[image][valid].cpu()[kept],
-                    scores=raw.scores[image][valid].float().cpu()[kept],
-                    masks=self.mask_head.decode(logits, boxes[kept], size.original),
-                )
-            )
-        return predictions
-
-    def _classify(self, pyramid: Sequence[Tensor], proposals: Proposals) -> BoxOutput:
-        """Box predictions of all B * N proposals."""
-        rois = _as_rois(proposals.boxes)  # [B * N, 5]
-
-        def run(index: Tensor) -> Tensor:
-            return torch.cat(self.box_head.predict(self.box_features(pyramid, rois[index])), dim=1)
-
-        rows = _on_valid(proposals.valid.flatten(), run)  # [B * N, K + 1 + 4K]
-        split = self.cfg.num_classes + 1
-        return BoxOutput(rows[:, :split], rows[:, split:])
-
-    def _segment(self, pyramid: Sequence[Tensor], found: Detections) -> Tensor:
-        """Mask logits of the detections' classes, [B, D, M, M]."""
-        rois, labels = _as_rois(found.boxes), found.labels.flatten()
-
-        def run(index: Tensor) -> Tensor:
-            logits = self.mask_head.predict(self.mask_features(pyramid, rois[index]))
-            return self.mask_head.of_class(logits, labels[index])
-
-        logits = _on_valid(found.valid.flatten(), run)  # [B * D, M, M]
-        return logits.reshape(*found.labels.shape, *logits.shape[1:])
+        return self.mask_head.decode(Detections(*raw[:4]), raw.mask_logits, sizes)
 
 
 def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
@@ -298,14 +264,15 @@ def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
 def _rpn(cfg: MaskRCNNConfig, channels: int, strides: tuple[int, ...]) -> RPN:
     """The proposal network on levels with these strides, and one more if the sizes ask for it."""
     rules = CONVENTIONS[cfg.conventions]
-    per_level = tuple((size,) for size in cfg.anchor_sizes)
-    sizes = per_level if cfg.neck == "fpn" else (cfg.anchor_sizes,)
-    anchors = AnchorGrid(
-        sizes=sizes,
-        ratios=cfg.anchor_ratios,
-        strides=(*strides, 2 * strides[-1])[: len(sizes)],
-        conventions=rules,
-    )
+    if cfg.neck == "fpn":
+        anchors = AnchorGrid.on_pyramid(cfg.anchor_sizes, cfg.anchor_ratios, strides, rules)
+    else:
+        anchors = AnchorGrid(
+            sizes=(cfg.anchor_sizes,),
+            ratios=cfg.anchor_ratios,
+            strides=strides,
+            conventions=rules,
+        )
     return RPN(
         channels,
         anchors,
@@ -342,32 +309,3 @@ def _trunk(cfg: MaskRCNNConfig, channels: int) -> ConvTrunk | MeanTrunk:
         out_features=4 * cfg.channels,
         norm=cfg.head_norm,
     )
-
-
-def _as_rois(boxes: Tensor) -> Tensor:
-    """Boxes [B, N, 4] with the index of their image in front: [B * N, 5]."""
-    batch, count = boxes.shape[:2]
-    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype)
-    image = image[:, None, None].expand(-1, count, 1)  # [B, N, 1]
-    return torch.cat([image, boxes], dim=2).flatten(0, 1)
-
-
-def _on_valid(valid: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute rows only where they count; an exported graph computes all, for its fixed sizes.
-
-    Args:
-        valid: [R] bool.
-        run:   positions [S] int64 → rows [S, ...].
-
-    Returns:
-        [R, ...], zeros where not valid.
-    """
-    if torch.compiler.is_exporting():  # all rows: an exported graph has fixed sizes
-        rows = run(torch.arange(len(valid), device=valid.device))
-        return torch.where(valid.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0.0)
-    index = valid.nonzero()[:, 0]
-    # One row at least, to learn the shape.
-    index = index if len(index) else index.new_zeros(1)
-    chunks = torch.split(index, REGIONS_AT_ONCE)
-    rows = torch.cat([run(part) for part in chunks])
-    return rows.new_zeros(len(valid), *rows.shape[1:]).index_copy(0, index, rows)
