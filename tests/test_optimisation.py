@@ -10,6 +10,7 @@ from torch import nn
 
 from pixelwise.errors import UsageError
 from pixelwise.spec import OptimRecipe
+from pixelwise.systems import create
 from pixelwise.training import optimisation as opt
 from pixelwise.training.ema import AveragedWeights
 
@@ -57,6 +58,16 @@ def test_warmup_then_poly_matches_bisenet(tables, kind):
         }
     for step, lr in expected.items():
         assert recipe.lr * opt.lr_factor(step, t["max_iter"], recipe) == pytest.approx(lr, rel=1e-9)
+
+
+def test_poly_may_change_every_tenth_step_only():
+    every, tenth = OptimRecipe(lr=1.0), OptimRecipe(lr=1.0, update_every=10)
+    for step in (0, 9, 10, 57, 99):
+        expected = opt.lr_factor(step // 10 * 10, 100, every)
+        assert opt.lr_factor(step, 100, tenth) == expected
+    late = OptimRecipe(lr=1.0, update_every=10, warmup_steps=5)  # counted from the end of warm-up
+    assert opt.lr_factor(14, 105, late) == 1.0
+    assert opt.lr_factor(15, 105, late) == opt.poly(10, 100)
 
 
 FACTORS = [
@@ -129,6 +140,43 @@ def test_groups_scale_by_depth_and_spare_norms():
     assert scale_of(groups, net.backbone.bn1.weight) == (0.25, 0.0)
     grouped = [p for g in groups for p in g["params"]]
     assert len(grouped) == len(list(net.parameters()))
+
+
+def test_biases_of_convolutions_have_their_own_factor():
+    """Caffe's recipe: biases learn twice as fast without decay; in the head, 10 and 20 times."""
+    net = Tiny()
+    recipe = OptimRecipe(head_lr_scale=10, bias_lr_scale=2, no_decay_norm_bias=True)
+    groups = opt.parameter_groups(net, recipe)
+    decay = recipe.weight_decay
+    assert scale_of(groups, net.backbone.conv1.weight) == (1, decay)
+    assert scale_of(groups, net.backbone.conv1.bias) == (2, 0.0)
+    assert scale_of(groups, net.backbone.bn1.bias) == (1, 0.0)
+    assert scale_of(groups, net.head.weight) == (10, decay)
+    assert scale_of(groups, net.head.bias) == (20, 0.0)
+
+
+def test_single_modules_have_their_own_factor():
+    net = Tiny()
+    scales = {"backbone.layer2.0": 7, "backbone.layer2": 3}
+    groups = opt.parameter_groups(net, OptimRecipe(lr_scales=scales, head_lr_scale=10))
+    assert scale_of(groups, net.backbone.layer2[0].weight)[0] == 7
+    assert scale_of(groups, net.backbone.layer2[1].weight)[0] == 3
+    assert scale_of(groups, net.backbone.layer1[0].weight)[0] == 1
+    assert scale_of(groups, net.head.bias)[0] == 10
+    for wrong in ("layer2", "head.w", "hea"):
+        with pytest.raises(UsageError, match=f"{wrong}.*backbone, head"):
+            opt.parameter_groups(net, OptimRecipe(lr_scales={wrong: 2}))
+
+
+def test_the_released_recipe_of_bisenet():
+    """Heads and fusion learn ten times as fast; the other modules of its two paths do not."""
+    with torch.device("meta"):
+        net = create("bisenet")
+    scales = {"fusion": 10, "head": 10, "auxiliary": 10}
+    groups = opt.parameter_groups(net, OptimRecipe(lr_scales=scales, no_decay_norm_bias=True))
+    fast = {id(p) for g in groups if g["lr_scale"] == 10 for p in g["params"]}
+    expected = [net.fusion, net.head, net.auxiliary]
+    assert fast == {id(p) for module in expected for p in module.parameters()}
 
 
 TIMM = [("tf_efficientnet_lite0", 8), ("convnext_atto", 5), ("resnet18", 5)]

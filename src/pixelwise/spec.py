@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -257,12 +257,16 @@ class OptimRecipe(_Section):
         milestones:     where the step schedule multiplies by `gamma`: below 1 a share of the run,
                         from 1 on a step.
         end_lr:         learning rate at the end of poly and cosine.
+        update_every:   steps between two changes of poly and cosine; 10 in DeepLab V2.
         warmup_steps:   steps of warm-up; the schedule spans the rest.
         warmup_start:   share of the peak at step 0.
         warmup:         "linear" or "exp".
         layer_decay:    factor per backbone stage going down from the heads (1 turns it off).
         head_lr_scale:  factor on everything outside the backbone.
         backbone_lr_scale: factor on the backbone.
+        lr_scales:      factors on single modules by their path, such as {"head.classify": 10};
+                        they replace the two above, and a longer path a shorter one.
+        bias_lr_scale:  further factor on the biases of convolutions and linear layers; 2 in Caffe.
         freeze_stages:  leading backbone stages that stay as they are, statistics included
                         (1 is the stem, 2 adds the first stage).
         freeze_norm:    keep statistics, weights and biases of every batch norm.
@@ -282,12 +286,15 @@ class OptimRecipe(_Section):
     milestones: tuple[float, ...] = (0.667, 0.889)
     gamma: float = Field(default=0.1, gt=0)
     end_lr: float = Field(default=0.0, ge=0)
+    update_every: int = Field(default=1, ge=1)
     warmup_steps: int = Field(default=0, ge=0)
     warmup_start: float = Field(default=0.001, gt=0, le=1)
     warmup: Literal["linear", "exp"] = "linear"
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     head_lr_scale: float = Field(default=1.0, ge=0)
     backbone_lr_scale: float = Field(default=1.0, ge=0)
+    lr_scales: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    bias_lr_scale: float = Field(default=1.0, ge=0)
     freeze_stages: int = Field(default=0, ge=0)
     freeze_norm: bool = False
     grad_clip: float | None = Field(default=None, gt=0)

@@ -75,6 +75,7 @@ def lr_factor(step: int, total: int, recipe: OptimRecipe) -> float:
         return rise
     end = recipe.end_lr / recipe.lr if recipe.lr else 0.0
     step, total = step - recipe.warmup_steps, max(1, total - recipe.warmup_steps)
+    step -= step % recipe.update_every
     if recipe.schedule == "cosine":
         return cosine(step, total, end=end)
     return poly(step, total, power=recipe.power, end=end)
@@ -163,18 +164,22 @@ def parameter_groups(system: nn.Module, recipe: OptimRecipe) -> list[dict[str, o
 
     Returns:
         Groups for an optimiser; `lr_scale` multiplies the scheduled rate (`set_lr` does it).
+
+    Raises:
+        UsageError: `lr_scales` names a module that the system does not have.
     """
-    stages = find_stages(system)
-    plain = _without_decay(system) if recipe.no_decay_norm_bias else set[str]()
+    scales = _module_scales(system, recipe)
+    norms = _norm_parameters(system)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in system.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = recipe.head_lr_scale
-        if name in stages.depth:
-            below_heads = stages.count - stages.depth[name]
-            scale = recipe.backbone_lr_scale * recipe.layer_decay**below_heads
-        decay = 0.0 if name in plain else recipe.weight_decay
+        scale, decay = scales[name], recipe.weight_decay
+        is_bias = name.endswith("bias")
+        if is_bias and name not in norms:
+            scale *= recipe.bias_lr_scale
+        if recipe.no_decay_norm_bias and (is_bias or name in norms):
+            decay = 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     return [
         {"params": params, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay}
@@ -182,13 +187,32 @@ def parameter_groups(system: nn.Module, recipe: OptimRecipe) -> list[dict[str, o
     ]
 
 
-def _without_decay(system: nn.Module) -> set[str]:
-    """Names of all biases and of all parameters of norm layers."""
-    names = {name for name, _ in system.named_parameters() if name.endswith("bias")}
-    for prefix, module in system.named_modules():
-        if isinstance(module, _NORMS):
-            names |= {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
-    return names
+def _module_scales(system: nn.Module, recipe: OptimRecipe) -> dict[str, float]:
+    """The factor that a parameter's place gives it, by the parameter's name."""
+    stages = find_stages(system)
+    names = [name for name, _ in system.named_parameters()]
+    scales = dict.fromkeys(names, recipe.head_lr_scale)
+    for name, depth in stages.depth.items():
+        scales[name] = recipe.backbone_lr_scale * recipe.layer_decay ** (stages.count - depth)
+    for path in sorted(recipe.lr_scales, key=len):
+        inside = [name for name in names if name == path or name.startswith(f"{path}.")]
+        if not inside:
+            children = ", ".join(name for name, _ in system.named_children())
+            raise UsageError(
+                f"optim.lr_scales: no module is named {path!r}; the system has {children}"
+            )
+        scales.update(dict.fromkeys(inside, recipe.lr_scales[path]))
+    return scales
+
+
+def _norm_parameters(system: nn.Module) -> set[str]:
+    """Names of the weights and biases of norm layers."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in system.named_modules()
+        if isinstance(module, _NORMS)
+        for name, _ in module.named_parameters(recurse=False)
+    }
 
 
 def make_optimizer(system: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
