@@ -31,6 +31,13 @@ def test_what_stays_open(backbone: str, dynamic: str) -> None:
         assert open_dimensions(create("deeplabv3plus", backbone=backbone, **TINY)) == dynamic
 
 
+@pytest.mark.parametrize("name", ["bisenet", "efficientfcn", "gcn", "mask_rcnn"])
+def test_sizes_stay_open_for_semantic_systems(name: str) -> None:
+    with torch.device("meta"):
+        system = create(name, backbone="resnet18")
+    assert open_dimensions(system) == ("none" if name == "mask_rcnn" else "sizes")
+
+
 def test_an_onnx_file_runs_at_other_sizes_and_says_what_it_is(tmp_path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     system = create("deeplabv3plus", backbone="test_efficientnet", **TINY)

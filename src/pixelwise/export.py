@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 from pixelwise.errors import ExportError, MissingExtraError, UsageError
 from pixelwise.predict import Segmenter, load
 from pixelwise.spec import InputSpec
+from pixelwise.systems import SYSTEMS
 from pixelwise.types import Size
 
 Dynamic = Literal["sizes", "sizes32", "batch", "none"]
@@ -76,9 +77,9 @@ def open_dimensions(system: nn.Module) -> Dynamic:
     Two-stage systems and patchifying backbones are exported for one size: torch's reasoning about
     open sizes takes minutes to hours on them.
     """
-    backbone = getattr(system, "backbone", None)
-    if not hasattr(system, "classify") or backbone is None:
+    if "semantic" not in {row.task for row in SYSTEMS.values() if row.system is type(system)}:
         return "none"
+    backbone = getattr(system, "backbone", None)
     divisor = getattr(backbone, "divisor", None)  # networks of timm have one
     if divisor is None:
         return "sizes"

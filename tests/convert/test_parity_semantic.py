@@ -9,13 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.convert import parity_bisenet_efficientfcn, parity_deeplab, parity_unet_gcn
+from tests.convert import parity_deeplab, parity_gcn_bisenet_efficientfcn
 from tests.fixtures import Fixture, fixture_params, load_fixture
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
-    **parity_bisenet_efficientfcn.RUNNERS,
     **parity_deeplab.RUNNERS,
-    **parity_unet_gcn.RUNNERS,
+    **parity_gcn_bisenet_efficientfcn.RUNNERS,
 }
 
 # Prefixes of fixtures that belong to systems which are not built yet, or to another test.

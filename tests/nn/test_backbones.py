@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 from pixelwise.nn.backbones import build_backbone, resnet
@@ -151,10 +152,12 @@ def test_rounding_of_the_pool(pool: str, side: int) -> None:
     assert even == {"floor": 17, "ceil": 18, "ceil_unpadded": 17}[pool]
 
 
-def test_average_pooled_shortcut_counts_no_padding() -> None:
-    block = Block(4, 8, stride=2, bottleneck=False, avg_down=True).eval()
-    pooled = block.shortcut.pool(torch.ones(1, 4, 5, 5))
-    torch.testing.assert_close(pooled, torch.ones(1, 4, 3, 3))
+@pytest.mark.parametrize("side", [(5, 5), (6, 8), (7, 2), (1, 1)])
+def test_average_pooled_shortcut_counts_no_padding(side: tuple[int, int]) -> None:
+    block = Block(4, 8, stride=2, bottleneck=False, avg_down=True)
+    x = torch.randn(2, 4, *side)
+    expected = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(block.shortcut.pool(x), expected)
 
 
 def test_c4_trunk_and_its_fifth_stage() -> None:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from pixelwise.convert import Origin, mmseg
-from pixelwise.convert.resnet import infer_resnet, infer_stem, torchvision_rules
+from pixelwise.convert.resnet import infer_resnet, torchvision_rules
 from pixelwise.convert.rules import Rename, Rule, prefixed
 from pixelwise.convert.shapes import State, shape_of
 from pixelwise.spec import IMAGENET_RGB, InputSpec
 from pixelwise.systems.bisenet import BiSeNetConfig
 
-# Cityscapes' own statistics, which CoinCheung's models of it are fed with.
-_CITYSCAPES_RGB = InputSpec(mean=(0.3257, 0.3690, 0.3223), std=(0.2112, 0.2148, 0.2115))
+# CoinCheung normalises each data set with its own statistics; the class count tells them apart.
+_COINCHEUNG_INPUTS = {
+    19: InputSpec(mean=(0.3257, 0.3690, 0.3223), std=(0.2112, 0.2148, 0.2115)),  # Cityscapes
+    150: InputSpec(  # ADE20K
+        mean=(0.49343230, 0.46819794, 0.43106043), std=(0.25680755, 0.25506608, 0.27422913)
+    ),
+    171: InputSpec(  # COCO-Stuff
+        mean=(0.46962251, 0.4464104, 0.40718787), std=(0.27469736, 0.27012361, 0.28515933)
+    ),
+}
+
+
+def _coincheung_input(cfg: BiSeNetConfig) -> InputSpec:
+    """Of the data set with this number of classes; any other number takes Cityscapes'."""
+    return _COINCHEUNG_INPUTS.get(cfg.num_classes, _COINCHEUNG_INPUTS[19])
 
 
 _COINCHEUNG: list[Rule] = [
@@ -60,15 +73,9 @@ def _coincheung_infer(state: State) -> dict[str, Any]:
 
 
 def _mmseg_rules(cfg: BiSeNetConfig) -> list[Rule]:
-    style = cfg.backbone_style or "pytorch"
-    stem = "sequence" if style in ("v1c", "v1d") else "plain"
     context = r"backbone\.context_path\."
     return [
-        *prefixed(
-            torchvision_rules(stem=stem, avg_down=style == "v1d"),
-            "backbone.context_path.backbone.",
-            "backbone.",
-        ),
+        *mmseg.backbone_rules(cfg.backbone_style, "backbone.context_path.backbone."),
         *mmseg.block_rules(
             {
                 context + r"arm16\.conv_layer": "context_path.attend16.project",
@@ -96,7 +103,6 @@ def _mmseg_rules(cfg: BiSeNetConfig) -> list[Rule]:
 
 def _mmseg_infer(state: State) -> dict[str, Any]:
     path = "backbone.spatial_path.layer"
-    backbone = "backbone.context_path.backbone."
     return {
         **_widths(
             state,
@@ -106,8 +112,7 @@ def _mmseg_infer(state: State) -> dict[str, Any]:
             head=("decode_head.convs.0", "decode_head.conv_seg"),
             auxiliary="auxiliary_head.0.convs.0",
         ),
-        "backbone": infer_resnet(state, backbone),
-        "backbone_style": infer_stem(state, backbone),
+        **mmseg.infer_backbone(state, "backbone.context_path.backbone."),
         "gate": "norm_relu",
         "dropout": 0.1,
     }
@@ -140,6 +145,6 @@ def _widths(
 
 
 ORIGINS: dict[str, Origin] = {
-    "coincheung": Origin(rules=_COINCHEUNG, infer=_coincheung_infer, input=_CITYSCAPES_RGB),
+    "coincheung": Origin(rules=_COINCHEUNG, infer=_coincheung_infer, input=_coincheung_input),
     "mmseg": Origin(rules=_mmseg_rules, infer=_mmseg_infer, input=IMAGENET_RGB),
 }

@@ -12,11 +12,11 @@ from pixelwise.convert.shapes import State, shape_of
 PARTS = {"conv": "conv", "bn": "norm"}
 
 
-def backbone_rules(style: str | None) -> list[Rule]:
-    """From "backbone." to "backbone."; the style is what `infer_backbone` found."""
+def backbone_rules(style: str | None, source: str = "backbone.") -> list[Rule]:
+    """From the prefix `source` to "backbone."; the style is what `infer_backbone` found."""
     stem = "sequence" if style in ("v1c", "v1d") else "plain"
     rules = torchvision_rules(stem=stem, avg_down=style == "v1d")
-    return prefixed(rules, "backbone.", "backbone.")
+    return prefixed(rules, source, "backbone.")
 
 
 def block_rules(blocks: dict[str, str]) -> list[Rule]:
@@ -36,14 +36,14 @@ def auxiliary_rules() -> list[Rule]:
     ]
 
 
-def infer_backbone(state: State) -> dict[str, Any]:
+def infer_backbone(state: State, prefix: str = "backbone.") -> dict[str, Any]:
     """The config fields `backbone`, `backbone_style` and `in_channels`."""
-    first = "backbone.stem.0.weight"
-    first = first if first in state else "backbone.conv1.weight"
-    stem = infer_stem(state, "backbone.")
+    first = f"{prefix}stem.0.weight"
+    first = first if first in state else f"{prefix}conv1.weight"
+    stem = infer_stem(state, prefix)
     return {
         "in_channels": shape_of(state, first)[1],
-        "backbone": infer_resnet(state, "backbone."),
+        "backbone": infer_resnet(state, prefix),
         "backbone_style": "mmseg" if stem == "pytorch" else stem,
     }
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
@@ -123,16 +124,13 @@ class GCN(nn.Module):
             self._refine(i, context(x))
             for i, (context, x) in enumerate(zip(self.context, maps, strict=True))
         ]
-        x = scores[0]  # [B, K, H/32, W/32]
-        step = 0
-        for score in scores[1:]:
-            x = self._double(step, x, _size(score)) + score
-            x = self._refine(len(scores) + step, x)
-            step += 1
         height, width = _size(images)
-        for size in ((-(-height // 2), -(-width // 2)), (height, width)):
-            x = self._refine(len(scores) + step, self._double(step, x, size))
-            step += 1
+        sizes = [*map(_size, scores[1:]), ((height + 1) // 2, (width + 1) // 2), (height, width)]
+        joining = [*scores[1:], None, None]  # nothing joins at strides 2 and 1
+        x = scores[0]  # [B, K, H/32, W/32]
+        for i, (size, score) in enumerate(zip(sizes, joining, strict=True)):
+            x = self._double(i, x, size)
+            x = self._refine(len(scores) + i, x if score is None else x + score)
         return GCNRaw(x)
 
     def loss(self, images: Tensor, targets: Sequence[SemanticTarget]) -> dict[str, Tensor]:
@@ -158,7 +156,9 @@ class GCN(nn.Module):
     def _double(self, number: int, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Score maps [B, K, h, w] at twice the resolution, `size`: 2h or 2h - 1, and so for w."""
         if self.cfg.upsample == "deconv":
-            return self.up[number](x)[:, :, : size[0], : size[1]]
+            y = self.up[number](x)  # [B, K, 2h, 2w]
+            # Negative padding cuts; a slice would compare sizes, which fixes them in an export.
+            return F.pad(y, (0, size[1] - y.shape[3], 0, size[0] - y.shape[2]))
         return resize(x, size, align_corners=True)
 
 

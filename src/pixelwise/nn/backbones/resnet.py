@@ -65,14 +65,25 @@ _STEMS: dict[str, tuple[int, ...]] = {
 _EXPANSION = 4
 
 
+class AverageDown(nn.Sequential):
+    """Halve a map by the means of 2x2 windows; at an odd border by the means of what is there.
+
+    The border is repeated and the pool rounds down, which gives the means of an average pool that
+    rounds up and counts no padding. But that one compares sizes, which fixes them in an export.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReplicationPad2d((0, 1, 0, 1)), nn.AvgPool2d(2))
+
+
 class Shortcut(nn.Module):
     """The projection beside a block that changes size or width.
 
     Args:
         in_channels, out_channels: of the 1x1 convolution.
-        stride:   of the convolution, or of an average pool before it.
-        avg_down: pool (2x2, partial windows at the border averaged over what they hold) instead of
-            skipping three of four pixels. Source: ResNet-D (arXiv:1812.01187), section 4.2.
+        stride:   1 or 2, of the convolution, or of an average pool before it.
+        avg_down: pool (see `AverageDown`) instead of skipping three of four pixels. Source:
+            ResNet-D (arXiv:1812.01187), section 4.2.
         norm, norm_eps: see `make_norm`.
     """
 
@@ -88,11 +99,7 @@ class Shortcut(nn.Module):
     ) -> None:
         super().__init__()
         pooled = avg_down and stride > 1
-        self.pool = (
-            nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-            if pooled
-            else nn.Identity()
-        )
+        self.pool = AverageDown() if pooled else nn.Identity()
         self.conv = nn.Conv2d(
             in_channels, out_channels, 1, stride=1 if pooled else stride, bias=False
         )

@@ -1,4 +1,4 @@
-"""Runners of the fixtures of BiSeNet and EfficientFCN, for `test_parity_semantic`."""
+"""Runners of the fixtures of GCN, BiSeNet and EfficientFCN, for `test_parity_semantic`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from torch import Tensor
 from pixelwise.ops.resize import resize
 from tests.convert.parity import check_all, convert
 from tests.fixtures import Fixture
+
+
+@torch.no_grad()
+def run_gcn(fixture: Fixture) -> None:
+    system = convert(fixture, "zijundeng", "gcn").system
+    for tag, images in fixture.inputs().items():
+        check_all(fixture, {"logits": system(images).logits}, tag)
 
 
 def _bisenet_maps(system: Any, images: Tensor) -> list[Tensor]:
@@ -49,6 +56,7 @@ def run_efficientfcn(fixture: Fixture) -> None:
 
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
+    "zijundeng_gcn_": run_gcn,
     "coincheung_bisenet": run_coincheung_bisenet,
     "mmseg_bisenetv1_": run_mmseg_bisenet,
     "efficientfcn_": run_efficientfcn,
