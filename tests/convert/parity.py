@@ -36,7 +36,7 @@ def check_all(fixture: Fixture, stages: dict[str, Tensor], tag: str) -> None:
     wanted = [key for key in fixture.meta["outputs"] if tag in key]
     assert wanted, f"{fixture.name} stores nothing for the input {tag!r}"
     for key in wanted:
-        stage = key.replace(tag, "").strip("_") if tag else key
+        stage = key.replace(tag, "").strip("_.") if tag else key
         assert stage in stages, f"{fixture.name} stores {key!r}, which nothing here computes"
         compare(fixture, key, stages[stage])
 
@@ -62,13 +62,17 @@ def output_stride(fixture: Fixture, default: int) -> int:
 
 def rates(fixture: Fixture, default: tuple[int, ...]) -> tuple[int, ...]:
     """ASPP's dilations as the json states them; the leading 1 of mmseg is the 1x1 branch."""
-    text = words(fixture)
-    found = re.search(r"ASPP\D*?(?:dilations )?\(((?:\d+, ?)+\d+)\)", text) or re.search(
-        r"dilations \(((?:\d+, ?)+\d+)\), low", text
-    )
+    found = re.search(r"ASPP[^;()]*\(((?:\d+, ?)+\d+)\)", words(fixture))
     if not found:
         return default
     return tuple(n for n in (int(part) for part in found[1].split(",")) if n > 1)
+
+
+def multi_grid(fixture: Fixture, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Factors on the last stage's dilations, as the json states them."""
+    between = r"(?:[^;,()\[\]]*[(\[]|\D{0,4})"
+    found = re.search(rf"multi[-_ ]?grids?{between}((?:\d+, ?)+\d+)", words(fixture))
+    return tuple(int(part) for part in found[1].split(",")) if found else default
 
 
 def backbone_name(fixture: Fixture) -> dict[str, str]:

@@ -11,7 +11,15 @@ from pixelwise.convert.rules import invert, translate
 from pixelwise.nn.backbones import build_backbone
 from pixelwise.ops.crf import DenseCRF, dense_crf, dense_crf_exact
 from pixelwise.ops.resize import resize
-from tests.convert.parity import backbone_name, check_all, convert, output_stride, rates
+from tests.convert.parity import (
+    backbone_name,
+    check_all,
+    convert,
+    multi_grid,
+    output_stride,
+    rates,
+    words,
+)
 from tests.fixtures import Fixture, fill_state
 
 # Between the exact mean field and the lattice of the authors' library, over their fixtures.
@@ -47,11 +55,53 @@ def run_dense_crf(fixture: Fixture) -> None:
         assert (fast.argmax(0) == exact.argmax(0)).float().mean() >= LEAST_AGREEMENT
 
 
+@torch.no_grad()
+def run_deeplabv3(fixture: Fixture) -> None:
+    origin = fixture.name.split("_")[0]
+    mobile = "mobilenet" in fixture.name
+    settings = {
+        "output_stride": output_stride(fixture, 16 if mobile else 8),
+        "aspp_rates": rates(fixture, (12, 24, 36)),
+        "multi_grid": multi_grid(fixture, (1, 1, 1)),
+        **(backbone_name(fixture) if origin == "smp" else {}),
+    }
+    system = convert(fixture, origin, "deeplabv3", **settings).system
+    aligned = system.cfg.align_corners
+    for tag, images in fixture.inputs().items():
+        size = images.shape[-2:]
+        logits = system(images).logits
+        whole = resize(logits, size, align_corners=aligned)
+        stages = {"decode": logits, "logits": whole, "out": whole}
+        if system.auxiliary is not None:
+            auxiliary = system.auxiliary(system.backbone(images)[0])
+            stages["aux"] = resize(auxiliary, size) if origin == "torchvision" else auxiliary
+        check_all(fixture, stages, tag)
+
+
+@torch.no_grad()
+def run_deeplab_pytorch(fixture: Fixture) -> None:
+    """One checkpoint at the output stride of each input's tag, with the rates stated for it."""
+    name = "deeplabv3plus" if "deeplabv3plus" in fixture.name else "deeplabv3"
+    for tag, images in fixture.inputs().items():
+        found = re.search(r"os(\d+)", tag)
+        stride = int(found[1]) if found else output_stride(fixture, 16)
+        stated = re.search(rf"output stride {stride}: rates (\d+(?:, ?\d+)*)", words(fixture))
+        scaled = tuple(96 // stride * n for n in (1, 2, 3))  # 6, 12, 18 at stride 16
+        given = tuple(int(n) for n in stated[1].split(",")) if stated else rates(fixture, scaled)
+        grid = multi_grid(fixture, (1, 2, 4))
+        settings = {"output_stride": stride, "aspp_rates": given, "multi_grid": grid}
+        logits = convert(fixture, "deeplab-pytorch", name, **settings).system(images).logits
+        if name == "deeplabv3plus":  # it alone ends at the size of the image
+            logits = resize(logits, images.shape[-2:])
+        check_all(fixture, {"logits": logits}, tag)
+
+
 def run_deeplabv3plus(fixture: Fixture) -> None:
     origin = fixture.name.split("_")[0]
     settings = {
         "output_stride": output_stride(fixture, 8 if origin == "mmseg" else 16),
         "aspp_rates": rates(fixture, (12, 24, 36)),
+        "multi_grid": multi_grid(fixture, (1, 1, 1)),
         **(backbone_name(fixture) if origin == "smp" else {}),
     }
     system = convert(fixture, origin, "deeplabv3plus", **settings).system
@@ -98,8 +148,12 @@ def run_xception(fixture: Fixture) -> None:
 
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
+    "deeplab_pytorch_deeplabv3": run_deeplab_pytorch,
+    "mmseg_deeplabv3_": run_deeplabv3,
     "mmseg_deeplabv3plus_": run_deeplabv3plus,
+    "smp_deeplabv3_": run_deeplabv3,
     "smp_deeplabv3plus_": run_deeplabv3plus,
     "timm_xception": run_xception,
+    "torchvision_deeplabv3_": run_deeplabv3,
     "dense_crf_": run_dense_crf,
 }

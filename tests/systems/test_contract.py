@@ -45,6 +45,13 @@ TINY: dict[str, dict[str, Any]] = {
         "branch_width": 8,
     },
     "DeepLabV2": {"num_classes": K, "backbone": "test_resnet", "rates": (1, 2)},
+    "DeepLabV3": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "backbone_style": None,
+        "aspp_width": 16,
+        "aux_weight": 0.4,
+    },
     "DeepLabV3Plus": {
         "num_classes": K,
         "backbone": "test_resnet",

@@ -11,11 +11,13 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from pixelwise.convert.files import read_state
+from pixelwise.convert.mobilenet_v3 import torchvision_classifier_rules
 from pixelwise.convert.resnet import torchvision_rules
 from pixelwise.convert.rules import Drop, Rename, Rule, translate
 from pixelwise.convert.vgg import caffe_classifier_rules, torchvision_vgg_rules
 from pixelwise.errors import ConversionError, ModelError, UsageError
 from pixelwise.nn.backbones.alexnet import AlexNet
+from pixelwise.nn.backbones.mobilenet_v3 import MobileNetV3
 from pixelwise.nn.backbones.resnet import ResNet
 from pixelwise.nn.backbones.vgg import VGG
 from pixelwise.nn.backbones.xception import XCEPTIONS, Xception
@@ -131,6 +133,8 @@ def _rules_for(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[Rule]:
             stem="timm_deep" if deep else "plain",
             avg_down="layer1.0.downsample.2.weight" in state,
         )
+    if isinstance(backbone, MobileNetV3):
+        return torchvision_classifier_rules()
     if isinstance(backbone, VGG) and "features.0.weight" in state:
         return torchvision_vgg_rules(backbone.name)
     if isinstance(backbone, VGG | AlexNet):

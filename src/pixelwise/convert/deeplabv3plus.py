@@ -1,13 +1,14 @@
-"""DeepLabV3+ checkpoints of mmseg and segmentation_models.pytorch."""
+"""DeepLabV3+ checkpoints of mmseg, segmentation_models.pytorch and kazuto1011/deeplab-pytorch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pixelwise.convert import Origin, mmseg, smp
-from pixelwise.convert.rules import Rename, Rule
+from pixelwise.convert import Origin, deeplab_pytorch, mmseg, smp
+from pixelwise.convert.aspp import torchvision_aspp_rules
+from pixelwise.convert.rules import Drop, Rename, Rule
 from pixelwise.convert.shapes import State, count_of, rows_of
-from pixelwise.spec import IMAGENET_RGB
+from pixelwise.spec import DEEPLAB_BGR, IMAGENET_RGB
 from pixelwise.systems.deeplabv3plus import DeepLabV3PlusConfig
 
 _RATES = (12, 24, 36)
@@ -58,26 +59,9 @@ def _mmseg_infer(state: State) -> dict[str, Any]:
 
 
 def _smp_rules(cfg: DeepLabV3PlusConfig) -> list[Rule]:
-    aspp = r"decoder\.aspp\.0\."
-    branches = [
-        rule
-        for i in range(len(cfg.aspp_rates))
-        for rule in (
-            Rename(aspp + rf"convs\.{i + 1}\.0\.0\.", f"context.atrous.{i}.depthwise.conv."),
-            Rename(aspp + rf"convs\.{i + 1}\.0\.1\.", f"context.atrous.{i}.pointwise.conv."),
-            Rename(aspp + rf"convs\.{i + 1}\.1\.", f"context.atrous.{i}.pointwise.norm."),
-        )
-    ]
-    pool = len(cfg.aspp_rates) + 1
     return [
         *smp.encoder_rules(cfg.backbone, cfg.backbone_style),
-        *branches,
-        Rename(aspp + r"convs\.0\.0\.", "context.pointwise.conv."),
-        Rename(aspp + r"convs\.0\.1\.", "context.pointwise.norm."),
-        Rename(aspp + rf"convs\.{pool}\.1\.", "context.pool.project.conv."),
-        Rename(aspp + rf"convs\.{pool}\.2\.", "context.pool.project.norm."),
-        Rename(aspp + r"project\.0\.", "context.project.conv."),
-        Rename(aspp + r"project\.1\.", "context.project.norm."),
+        *torchvision_aspp_rules(r"decoder\.aspp\.0\.", len(cfg.aspp_rates), cfg.conv),
         Rename(r"decoder\.aspp\.1\.0\.", "context.refine.depthwise.conv."),
         Rename(r"decoder\.aspp\.1\.1\.", "context.refine.pointwise.conv."),
         Rename(r"decoder\.aspp\.2\.", "context.refine.pointwise.norm."),
@@ -87,6 +71,7 @@ def _smp_rules(cfg: DeepLabV3PlusConfig) -> list[Rule]:
         Rename(r"decoder\.block2\.0\.1\.", "decoder.refine.0.pointwise.conv."),
         Rename(r"decoder\.block2\.1\.", "decoder.refine.0.pointwise.norm."),
         Rename(r"segmentation_head\.0\.", "classify."),
+        Drop(r"classification_head\.", "classifier of whole images"),
     ]
 
 
@@ -109,7 +94,33 @@ def _smp_infer(state: State) -> dict[str, Any]:
     }
 
 
+def _deeplab_pytorch_rules(cfg: DeepLabV3PlusConfig) -> list[Rule]:
+    blocks = {"reduce": "decoder.reduce"}
+    for i in range(cfg.decoder_depth):
+        blocks[rf"fc2\.conv{i + 1}"] = f"decoder.refine.{i}"
+    return [
+        *deeplab_pytorch.encoder_rules(len(cfg.aspp_rates)),
+        *deeplab_pytorch.block_rules(blocks),
+        Rename(rf"fc2\.conv{cfg.decoder_depth + 1}\.", "classify."),
+    ]
+
+
+def _deeplab_pytorch_infer(state: State) -> dict[str, Any]:
+    depth = count_of(state, r"fc2\.conv(\d+)\.conv\.")
+    return {
+        **deeplab_pytorch.infer_encoder(state),
+        "num_classes": rows_of(state, f"fc2.conv{depth}.weight"),
+        "low_level_width": rows_of(state, "reduce.conv.weight"),
+        "decoder_width": rows_of(state, "fc2.conv1.conv.weight"),
+        "decoder_depth": depth - 1,
+        "classifier_dropout": 0.0,
+    }
+
+
 ORIGINS: dict[str, Origin] = {
     "mmseg": Origin(rules=_mmseg_rules, infer=_mmseg_infer, input=IMAGENET_RGB),
     "smp": Origin(rules=_smp_rules, infer=_smp_infer, input=IMAGENET_RGB),
+    "deeplab-pytorch": Origin(
+        rules=_deeplab_pytorch_rules, infer=_deeplab_pytorch_infer, input=DEEPLAB_BGR
+    ),
 }

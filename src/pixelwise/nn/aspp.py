@@ -68,7 +68,8 @@ class ASPP(nn.Module):
         rates:       dilation of each atrous branch.
         conv:        form of the atrous branches, see `make_conv3x3`.
         image_pool:  place of the image pool among the joined branches, or "none".
-        projection:  kernel that joins them; "1x1+3x3" adds a convolution of form `conv` after it.
+        projection:  kernel that joins them; "1x1+3x3" adds a convolution of form `refine` after it.
+        refine:      None for the form of the branches.
         dropout:     probability, after the first projection.
         norm:        see `make_norm`.
 
@@ -84,6 +85,7 @@ class ASPP(nn.Module):
         conv: Conv = "plain",
         image_pool: ImagePoolPlace = "last",
         projection: Projection = "1x1",
+        refine: Conv | None = None,
         dropout: float = 0.0,
         norm: Norm | str | None = "batch",
     ) -> None:
@@ -99,7 +101,7 @@ class ASPP(nn.Module):
         self.project = ConvNormAct(joined, width, 3 if projection == "3x3" else 1, norm=norm)
         self.dropout = nn.Dropout(dropout)
         self.refine = (
-            make_conv3x3(conv, width, width, norm=norm)
+            make_conv3x3(refine or conv, width, width, norm=norm)
             if projection == "1x1+3x3"
             else nn.Identity()
         )

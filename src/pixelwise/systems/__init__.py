@@ -15,6 +15,7 @@ from pixelwise.spec import DEEPLAB_BGR, DETECTION_RGB, IMAGENET_RGB, InputSpec, 
 from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
 from pixelwise.systems.deeplabv1 import DeepLabV1, DeepLabV1Config
 from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
+from pixelwise.systems.deeplabv3 import DeepLabV3, DeepLabV3Config
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
 from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
@@ -52,6 +53,11 @@ SYSTEMS: dict[str, Entry] = {
     "deeplabv2_resnet101": Entry(system=DeepLabV2, config=DeepLabV2Config(), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv2_vgg16": Entry(system=DeepLabV2, config=DeepLabV2Config(backbone="vgg16", branch_width=1024), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv2_efficientnet_lite0": Entry(system=DeepLabV2, config=DeepLabV2Config(backbone="tf_efficientnet_lite0", norm="batch", align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "deeplabv3": Entry(system=DeepLabV3, config=DeepLabV3Config(), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3_resnet101": Entry(system=DeepLabV3, config=DeepLabV3Config(), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3_resnet50": Entry(system=DeepLabV3, config=DeepLabV3Config(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3_mobilenet_v3_large": Entry(system=DeepLabV3, config=DeepLabV3Config(backbone="mobilenet_v3_large", backbone_style="torchvision", aspp_rates=(12, 24, 36), image_pool="last", projection="1x1+3x3", aspp_dropout=0.5, align_corners=False, aux_weight=0.5, aux_level=3), input=IMAGENET_RGB, task="semantic"),
+    "deeplabv3_efficientnet_lite0": Entry(system=DeepLabV3, config=DeepLabV3Config(backbone="tf_efficientnet_lite0", aspp_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "deeplabv3plus": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=IMAGENET_RGB, task="semantic"),
     "deeplabv3plus_xception65": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
     "deeplabv3plus_xception71": Entry(system=DeepLabV3Plus, config=DeepLabV3PlusConfig(backbone="xception71"), input=InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), task="semantic"),
