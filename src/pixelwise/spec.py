@@ -100,6 +100,9 @@ CAFFE_BGR = InputSpec(
 DEEPLAB_BGR = InputSpec(
     mean=(104.008, 116.669, 122.675), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"
 )
+FCN_BGR = InputSpec(
+    mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,21 +9,18 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.convert import parity_deeplab, parity_gcn_bisenet_efficientfcn
+from tests.convert import parity_deeplab, parity_fcn, parity_gcn_bisenet_efficientfcn
 from tests.fixtures import Fixture, fixture_params, load_fixture
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
     **parity_deeplab.RUNNERS,
+    **parity_fcn.RUNNERS,
     **parity_gcn_bisenet_efficientfcn.RUNNERS,
 }
 
 # Prefixes of fixtures that belong to systems which are not built yet, or to another test.
 COMING = {
-    "caffe_layers_fcn_": "FCN",
     "caffe_layers_deeplab_": "DeepLab V1",
-    "zijundeng_fcn": "FCN",
-    "torchvision_fcn_": "FCN",
-    "mmseg_fcn_": "FCN",
     "deeplab_pytorch_deeplabv2_": "DeepLab V2",
     "semseg_pspnet": "PSPNet",
     "mmseg_pspnet_": "PSPNet",

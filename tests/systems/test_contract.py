@@ -67,6 +67,7 @@ TINY: dict[str, dict[str, Any]] = {
         "codewords": 8,
         "codeword_width": 16,
     },
+    "FCN": {"num_classes": K, "backbone": "test_vgg", "fc_width": 16, "head_width": 16},
     "GCN": {"num_classes": K, "backbone": "test_resnet", "kernel": 5},
     "MaskRCNN": {
         "num_classes": K,
@@ -84,6 +85,12 @@ TINY: dict[str, dict[str, Any]] = {
 TINY_ROWS: dict[str, dict[str, Any]] = {
     "deeplabv1_efficientnet_lite0": {"backbone": "test_resnet"},
     "deeplabv2_vgg16": {"backbone": "test_vgg", "branch_width": 16},
+    "fcn32s_alexnet": {"backbone": "alexnet"},
+    "fcn32s_alexnet_pad100": {"backbone": "alexnet"},
+    "fcn_resnet50": {"backbone": "test_resnet"},
+    "fcn_resnet50_v1c": {"backbone": "resnet18"},
+    "fcn_resnet101_v1c": {"backbone": "resnet18"},
+    "fcn_efficientnet_lite0": {"backbone": "test_resnet"},
     "mask_rcnn_resnet50_fpn_gn": {"backbone": "resnet18"},  # timm keeps its own norms
     "mask_rcnn_resnet50_c4": {"backbone": "resnet18", "anchor_sizes": (8, 16, 32)},
     "mask_rcnn_resnet50_dc5": {"anchor_sizes": (8, 16, 32)},

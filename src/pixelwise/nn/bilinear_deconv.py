@@ -49,7 +49,10 @@ class BilinearDeconv(nn.ConvTranspose2d):
         side = kernel or 2 * factor - factor % 2
         cut = factor // 2 if padding is None else padding
         super().__init__(channels, channels, side, stride=factor, padding=cut, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Bilinear interpolation again: the tent on the channel diagonal, zero elsewhere."""
+        diagonal = torch.arange(self.in_channels)
         with torch.no_grad():
             self.weight.zero_()
-            diagonal = torch.arange(channels)
-            self.weight[diagonal, diagonal] = bilinear_kernel(side)
+            self.weight[diagonal, diagonal] = bilinear_kernel(self.kernel_size[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -10,6 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
+
+# Layers that treat every cell alike.
+_POINTWISE = (
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.ELU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.Sigmoid,
+    nn.Tanh,
+)
 
 
 class FullyConvolutional(nn.Module):
@@ -62,9 +77,12 @@ def convolutionize(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> 
     """The end of any classifier as convolutions: on a larger map it gives a map of scores.
 
     Each cell of the result is what the classifier says of the window of h x w cells that begins
-    there; overlapping windows share their work. Linear layers become convolutions with their own
-    weights, a pool to one cell becomes a sliding mean, flattening falls away, layers of single
-    values (activations, dropout) stay.
+    there; overlapping windows share their work. (Of the image itself that holds where no layer
+    below pads, and elsewhere for windows whose field of view stays clear of the border.)
+
+    Linear layers become convolutions with their own weights, a pool to one cell becomes a sliding
+    mean, flattening falls away; convolutions without padding, sequences, activations and dropout
+    stay. The new layers train or evaluate as the old ones did.
 
     >>> head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
     >>> convolutionize(head, (512, 7, 7))(torch.zeros(1, 512, 9, 12)).shape
@@ -83,10 +101,10 @@ def convolutionize(layers: Iterable[nn.Module], shape: tuple[int, int, int]) -> 
     Source: FCN (arXiv:1411.4038), section 3.1.
     """
     result = nn.Sequential()
-    for layer in layers:
+    for layer in _flat(layers):
         changed, shape = _convolutional(layer, shape)
         if changed is not None:
-            result.append(changed)
+            result.append(changed.train(layer.training))
     return result
 
 
@@ -103,34 +121,73 @@ def weight_to_kernel(weight: Tensor, size: tuple[int, int]) -> Tensor:
     return weight.unflatten(1, (-1, *size))
 
 
+def _flat(layers: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for layer in layers:
+        if isinstance(layer, nn.Sequential):
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
 def _convolutional(
     layer: nn.Module, shape: tuple[int, int, int]
 ) -> tuple[nn.Module | None, tuple[int, int, int]]:
     """One layer's form on maps (None: nothing is left of it), and what it gives for `shape`."""
-    channels, height, width = shape
-    name = type(layer).__name__
     if isinstance(layer, nn.Flatten | nn.Identity):
         return None, shape
     if isinstance(layer, nn.AdaptiveAvgPool2d):
-        target = layer.output_size
-        goal = (target, target) if isinstance(target, int) or target is None else tuple(target)
-        if goal == (height, width):
-            return None, shape
-        if goal == (1, 1):
-            return nn.AvgPool2d((height, width), stride=1), (channels, 1, 1)
-        raise UsageError(f"{name} to {goal} of a {height}x{width} map has no convolutional form")
+        return _sliding_mean(layer, shape)
     if isinstance(layer, nn.Linear):
-        if layer.in_features != channels * height * width:
-            raise UsageError(
-                f"{name} has {layer.in_features} inputs, the map {channels}x{height}x{width} values"
-            )
-        bias = cast("Tensor | None", layer.bias)
-        conv = nn.Conv2d(channels, layer.out_features, (height, width), bias=bias is not None)
-        with torch.no_grad():
-            conv.weight.copy_(weight_to_kernel(layer.weight, (height, width)))
-            if conv.bias is not None and bias is not None:
-                conv.bias.copy_(bias)
-        return conv.train(layer.training), (layer.out_features, 1, 1)
-    if list(layer.parameters()) or list(layer.buffers()):
-        raise UsageError(f"{name} has no convolutional form here; convert it by hand")
-    return layer, shape
+        return _kernel_of(layer, shape), (layer.out_features, 1, 1)
+    if isinstance(layer, nn.Conv2d):
+        return layer, _behind(layer, shape)
+    if isinstance(layer, _POINTWISE):
+        return layer, shape
+    raise UsageError(f"{type(layer).__name__} has no convolutional form here; convert it by hand")
+
+
+def _sliding_mean(
+    pool: nn.AdaptiveAvgPool2d, shape: tuple[int, int, int]
+) -> tuple[nn.Module | None, tuple[int, int, int]]:
+    channels, height, width = shape
+    target = pool.output_size
+    goal = (target, target) if isinstance(target, int) or target is None else tuple(target)
+    if goal == (height, width):
+        return None, shape
+    if goal == (1, 1):
+        return nn.AvgPool2d((height, width), stride=1), (channels, 1, 1)
+    raise UsageError(f"a pool to {goal} of a {height}x{width} map has no convolutional form")
+
+
+def _kernel_of(linear: nn.Linear, shape: tuple[int, int, int]) -> nn.Conv2d:
+    channels, height, width = shape
+    if linear.in_features != channels * height * width:
+        raise UsageError(
+            f"Linear has {linear.in_features} inputs, the map {channels}x{height}x{width} values"
+        )
+    bias = cast("Tensor | None", linear.bias)
+    conv = nn.Conv2d(
+        channels,
+        linear.out_features,
+        (height, width),
+        bias=bias is not None,
+        device=linear.weight.device,
+        dtype=linear.weight.dtype,
+    )
+    with torch.no_grad():
+        conv.weight.copy_(weight_to_kernel(linear.weight, (height, width)))
+        if conv.bias is not None and bias is not None:
+            conv.bias.copy_(bias)
+    return conv
+
+
+def _behind(conv: nn.Conv2d, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What a convolution that is one already leaves of the map."""
+    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    height, width = shape[1] - reach[0], shape[2] - reach[1]
+    plain = conv.stride == (1, 1) and conv.padding in ((0, 0), "valid")
+    if not plain or conv.in_channels != shape[0] or min(height, width) < 1:
+        raise UsageError(
+            f"{conv} on a map of {shape[0]}x{shape[1]}x{shape[2]} does not slide over a larger one"
+        )
+    return conv.out_channels, height, width

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelwise.nn.bilinear_deconv import BilinearDeconv
+from pixelwise.ops.alignment import Window, compose, crop_offset
 from pixelwise.ops.resize import resize
+
+_DOUBLING = Window(4, 2, transposed=True)
 
 
 class Crops(NamedTuple):
@@ -27,6 +32,35 @@ class Crops(NamedTuple):
     kernel: int
 
 
+def border_crops(paths: Sequence[Sequence[Window]], factor: int) -> Crops:
+    """The cuts that follow from the geometry of a network whose first layer pads generously.
+
+    Args:
+        paths:  the layers from the image to each score map, deepest map first; each map has half
+                the stride of the one before.
+        factor: of the last upsampling: the stride of the shallowest map.
+
+    Returns:
+        The last kernel has 2 * factor taps, or one less where only an odd one puts cells on pixels.
+
+    Raises:
+        ValueError: two maps lie between each other's cells, so that no cut fits.
+
+    Source: FCN (arXiv:1411.4038): the numbers of its released networks, 5, 9, 31 and so on.
+    """
+    layers = list(paths[0])
+    skips: list[int] = []
+    for path in paths[1:]:
+        layers.append(_DOUBLING)
+        skips.append(crop_offset(path, layers))
+    shift = Fraction(0)
+    for kernel in (2 * factor, 2 * factor - 1):
+        shift = compose([*layers, Window(kernel, factor, transposed=True)]).shift
+        if shift.denominator == 1:
+            return Crops(tuple(skips), int(shift), factor, kernel)
+    raise ValueError(f"upsampled {factor} times, the map lies {shift} pixels from the image")
+
+
 class SkipFusion(nn.Module):
     """Score maps of several depths, added from the deepest up; each step doubles the resolution.
 
@@ -37,7 +71,7 @@ class SkipFusion(nn.Module):
     Args:
         num_classes: K.
         channels:    of the maps, deepest first.
-        scales:      constant factor on each map before its score layer; see `systems.fcn`.
+        scales:      constant factor on each map before its score layer; None for 1.
         learn:       the doublings are transposed convolutions that start bilinear; otherwise they
                      stay bilinear: resizing to the exact size, or fixed kernels where maps are cut.
         crops:       for maps with the traces of a border: the shallower map is cut to the doubled
@@ -60,17 +94,19 @@ class SkipFusion(nn.Module):
         self.scales = tuple(scales or [1.0] * len(channels))
         self.crops = crops
         self.score = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in channels)
-        for layer in self.score.parameters():
-            nn.init.zeros_(layer)
-        self.up = nn.ModuleList()
+        for parameter in self.score.parameters():
+            nn.init.zeros_(parameter)
+        self.doublings = nn.ModuleList()
         if learn or crops is not None:
             padding = 1 if crops is None else 0
-            for _ in channels[1:]:
-                self.up.append(BilinearDeconv(num_classes, 2, padding=padding))
-            self.up.requires_grad_(learn)
+            self.doublings.extend(
+                BilinearDeconv(num_classes, 2, padding=padding) for _ in channels[1:]
+            )
+            self.doublings.requires_grad_(learn)
+        self.last = None
         if crops is not None:
             last = BilinearDeconv(num_classes, crops.factor, kernel=crops.kernel, padding=0)
-            self.up.append(last.requires_grad_(False))
+            self.last = last.requires_grad_(False)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """Scores of the shallowest map.
@@ -82,25 +118,32 @@ class SkipFusion(nn.Module):
         Returns:
             [B, K, h, w] of the shallowest map, or [B, K, *size] with crops.
         """
-        scores = [
+        total, *skips = (
             layer(x if scale == 1 else x * scale)
             for layer, x, scale in zip(self.score, maps, self.scales, strict=True)
-        ]
-        total = scores[0]
-        if self.crops is None:
-            for i, skip in enumerate(scores[1:]):
-                total = self._double(i, total, (skip.shape[2], skip.shape[3])) + skip
+        )
+        for step, skip in enumerate(skips):
+            total = self._add(step, total, skip)
+        if self.last is None or self.crops is None:
             return total
-        for i, (skip, offset) in enumerate(zip(scores[1:], self.crops.skips, strict=True)):
-            total = self.up[i](total)  # [B, K, 2h + 2, 2w + 2]
-            total = total + _cut(skip, offset, (total.shape[2], total.shape[3]))
-        return _cut(self.up[len(scores) - 1](total), self.crops.whole, size)
+        return _cut(self.last(total), self.crops.whole, size)
 
-    def _double(self, step: int, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if not self.up:
-            return resize(x, size)
-        return _cut(self.up[step](x), 0, size)
+    def _add(self, step: int, total: Tensor, skip: Tensor) -> Tensor:
+        """[B, K, h, w], doubled, and a skip: of the latter's size, or 2h + 2 rows with crops."""
+        if self.crops is not None:
+            doubled = self.doublings[step](total)  # [B, K, 2h + 2, 2w + 2]
+            return doubled + _cut(skip, self.crops.skips[step], _size(doubled))
+        if not self.doublings:
+            return resize(total, _size(skip)) + skip
+        return _cut(self.doublings[step](total), 0, _size(skip)) + skip
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2], x.shape[3]
 
 
 def _cut(x: Tensor, start: int, size: tuple[int, int]) -> Tensor:
-    return x[:, :, start : start + size[0], start : start + size[1]]
+    """[B, C, h, w] → [B, C, *size] from cell `start` on, on both axes."""
+    # Negative padding cuts; a slice would compare sizes, which fixes them in an export.
+    below, right = (n - full + start for n, full in zip(size, _size(x), strict=True))
+    return F.pad(x, (-start, right, -start, below))

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from pixelwise.errors import UsageError
-from pixelwise.spec import DEEPLAB_BGR, DETECTION_RGB, IMAGENET_RGB, InputSpec, Task
+from pixelwise.spec import DEEPLAB_BGR, DETECTION_RGB, FCN_BGR, IMAGENET_RGB, InputSpec, Task
 from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
 from pixelwise.systems.deeplabv1 import DeepLabV1, DeepLabV1Config
 from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
 from pixelwise.systems.deeplabv3 import DeepLabV3, DeepLabV3Config
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
 from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
+from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
@@ -67,6 +68,21 @@ SYSTEMS: dict[str, Entry] = {
     "efficientfcn": Entry(system=EfficientFCN, config=EfficientFCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_resnet50": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_efficientnet_lite0": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="tf_efficientnet_lite0", compress_width=128, codewords=64, codeword_width=256), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "fcn": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
+    "fcn8s_vgg16": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
+    "fcn8s_vgg16_pad100": Entry(system=FCN, config=FCNConfig(with_border=True), input=FCN_BGR, task="semantic"),
+    "fcn8s_vgg16_pad100_at_once": Entry(system=FCN, config=FCNConfig(with_border=True, skip_scales=(0.01, 0.0001)), input=FCN_BGR, task="semantic"),
+    "fcn16s_vgg16": Entry(system=FCN, config=FCNConfig(output_stride=16), input=IMAGENET_RGB, task="semantic"),
+    "fcn16s_vgg16_pad100": Entry(system=FCN, config=FCNConfig(output_stride=16, with_border=True), input=FCN_BGR, task="semantic"),
+    "fcn32s_vgg16": Entry(system=FCN, config=FCNConfig(output_stride=32), input=IMAGENET_RGB, task="semantic"),
+    "fcn32s_vgg16_pad100": Entry(system=FCN, config=FCNConfig(output_stride=32, with_border=True), input=FCN_BGR, task="semantic"),
+    "fcn32s_alexnet": Entry(system=FCN, config=FCNConfig(backbone="alexnet", output_stride=32, fc_kernel=6), input=FCN_BGR, task="semantic"),
+    "fcn32s_alexnet_pad100": Entry(system=FCN, config=FCNConfig(backbone="alexnet", output_stride=32, fc_kernel=6, with_border=True), input=FCN_BGR, task="semantic"),
+    "fcn_resnet50": Entry(system=FCN, config=FCNConfig(backbone="resnet50", head="convs", dropout=0.1, aux_weight=0.5), input=IMAGENET_RGB, task="semantic"),
+    "fcn_resnet101": Entry(system=FCN, config=FCNConfig(backbone="resnet101", head="convs", dropout=0.1, aux_weight=0.5), input=IMAGENET_RGB, task="semantic"),
+    "fcn_resnet50_v1c": Entry(system=FCN, config=FCNConfig(backbone="resnet50", backbone_style="v1c", head="concat", head_depth=3, dropout=0.1, aux_weight=0.4), input=IMAGENET_RGB, task="semantic"),
+    "fcn_resnet101_v1c": Entry(system=FCN, config=FCNConfig(backbone="resnet101", backbone_style="v1c", head="concat", head_depth=3, dropout=0.1, aux_weight=0.4), input=IMAGENET_RGB, task="semantic"),
+    "fcn_efficientnet_lite0": Entry(system=FCN, config=FCNConfig(backbone="tf_efficientnet_lite0", fc_width=0), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "gcn": Entry(system=GCN, config=GCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "gcn_resnet50": Entry(system=GCN, config=GCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "gcn_efficientnet_lite0": Entry(system=GCN, config=GCNConfig(backbone="tf_efficientnet_lite0"), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),

@@ -96,7 +96,10 @@ class AlexNet(nn.Module):
             nn.init.zeros_(cast("Tensor", conv.bias))
             self.add_module(f"conv{i}", conv)
             width = layer.channels
-        self.pool = nn.MaxPool2d(3, 2, pool_padding, ceil_mode=pool_padding == 0)
+        # Zeros behind a ReLU round the size up; torch's own rounding up has a rule that exporters
+        # cannot follow.
+        self.room = 0 if pool_padding else 1
+        self.pool = nn.MaxPool2d(3, 2, pool_padding)
         self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
         self.channels = tuple(_LAYERS[_LAST[level] - 1].channels for level in self.levels)
         self.strides = tuple(2**level for level in self.levels)
@@ -110,7 +113,7 @@ class AlexNet(nn.Module):
             if i == 1:
                 maps[2] = x  # [B, 96, H/4, W/4]
             if layer.pool and self.levels[-1] > level:
-                x = self.pool(x)
+                x = self.pool(F.pad(x, (0, self.room, 0, self.room)) if self.room else x)
                 x = self.norm(x) if layer.norm else x
                 level += 1
                 maps[level] = x

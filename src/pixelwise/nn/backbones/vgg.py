@@ -43,7 +43,8 @@ class MaxPool(nn.Module):
     """Max-pooling of non-negative maps that can lose its stride.
 
     A stride-1 pool of 2x2 looks to the right and below, so that its cells at multiples of the
-    removed stride are those of the strided pool. Zeros are padding enough behind a ReLU.
+    removed stride are those of the strided pool. Zeros are padding enough behind a ReLU, also for a
+    last window that sticks out; torch's own rounding up has a rule that exporters cannot follow.
 
     Args:
         kernel:   2, or 3 with one cell of padding on every side.
@@ -54,13 +55,12 @@ class MaxPool(nn.Module):
 
     def __init__(self, kernel: PoolKernel, *, stride: int, dilation: int, ceil: bool) -> None:
         super().__init__()
-        self.reach = dilation if (kernel, stride) == (2, 1) else 0
+        self.reach = (dilation if kernel == 2 else 0) if stride == 1 else int(ceil)
         self.pool = nn.MaxPool2d(
             kernel,
             stride,
             padding=1 if kernel == 3 else 0,
             dilation=dilation if kernel == 2 else 1,
-            ceil_mode=ceil,
         )
 
     def window(self) -> Window:
