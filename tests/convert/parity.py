@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pixelwise.convert import Imported, import_checkpoint, origins
 from pixelwise.convert.rules import invert
+from pixelwise.nn.backbones.xception import XCEPTIONS
 from tests.fixtures import Fixture, fill_state
 
 TOLERANCE = 1e-4  # of the stored maximum
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a batch norm
 
 
 def convert(fixture: Fixture, origin: str, name: str, **settings: Any) -> Imported:
@@ -20,7 +22,7 @@ def convert(fixture: Fixture, origin: str, name: str, **settings: Any) -> Import
     state = fill_state(fixture.meta)
     imported = import_checkpoint(state, origin=origin, name=name, **settings)
     system, dropped = imported.system, imported.translation.dropped
-    lost = sum(state[key].numel() for key in dropped if not key.endswith("num_batches_tracked"))
+    lost = sum(state[key].numel() for key in dropped if not key.endswith(_BUFFERS))
     ours = sum(p.numel() for p in system.parameters())
     assert ours + lost == fixture.meta["parameters"]
     entry = origins(name)[origin]
@@ -77,5 +79,7 @@ def multi_grid(fixture: Fixture, default: tuple[int, ...]) -> tuple[int, ...]:
 
 def backbone_name(fixture: Fixture) -> dict[str, str]:
     """smp's "tu-NAME" encoders of timm do not say in their keys what they are."""
-    found = re.search(r"_tu-(\w+?)_cls", fixture.name)
-    return {"backbone": found[1]} if found else {}
+    found = re.search(r"_tu-([\w.]+?)_cls", fixture.name)
+    if not found:
+        return {}
+    return {"backbone": found[1] if found[1] in XCEPTIONS else f"timm/{found[1]}"}

@@ -9,24 +9,25 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.convert import parity_deeplab, parity_fcn, parity_gcn_bisenet_efficientfcn
+from tests.convert import (
+    parity_deeplab,
+    parity_fcn,
+    parity_gcn_bisenet_efficientfcn,
+    parity_pspnet_unet,
+)
 from tests.fixtures import Fixture, fixture_params, load_fixture
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
     **parity_deeplab.RUNNERS,
     **parity_fcn.RUNNERS,
     **parity_gcn_bisenet_efficientfcn.RUNNERS,
+    **parity_pspnet_unet.RUNNERS,
 }
 
 # Prefixes of fixtures that belong to systems which are not built yet, or to another test.
 COMING = {
     "caffe_layers_deeplab_": "DeepLab V1",
     "deeplab_pytorch_deeplabv2_": "DeepLab V2",
-    "semseg_pspnet": "PSPNet",
-    "mmseg_pspnet_": "PSPNet",
-    "smp_pspnet_": "PSPNet",
-    "mmseg_unet_": "U-Net",
-    "smp_unet_": "U-Net",
 }
 ELSEWHERE = {
     "losses_semantic": "tests/losses/test_pixel.py",

@@ -18,7 +18,7 @@ _MOST_BLOCKS = 36  # of ResNet-152's third stage
 
 
 def torchvision_rules(
-    *, stem: Stem = "plain", stem_name: str = "stem", avg_down: bool = False
+    *, stem: Stem = "plain", stem_name: str = "stem", avg_down: bool = False, stages: int = 4
 ) -> list[Rule]:
     r"""Rules for torchvision's naming, which mmseg, mmdet, timm, smp and semseg share.
 
@@ -27,14 +27,18 @@ def torchvision_rules(
                    sequence under `stem_name`; "timm_deep": `conv1.0` … `conv1.6`, then `bn1`.
         stem_name: of the sequence: "stem" (mmseg), "layer0" (semseg).
         avg_down:  the shortcut starts with a pool, so its convolution is number 1.
+        stages:    number that the network uses; those after are left out.
     """
     conv, norm = (1, 2) if avg_down else (0, 1)
+    layer = rf"layer([1-{stages}])\.(\d+)\."
+    unused = [] if stages == 4 else [Drop(rf"layer[{stages + 1}-4]\.", "stage that is not used")]
     return [
         *_stem_rules(stem, stem_name),
-        Rename(r"layer(\d)\.(\d+)\.conv(\d)\.", r"layer\1.\2.conv\3."),
-        Rename(r"layer(\d)\.(\d+)\.bn(\d)\.", r"layer\1.\2.norm\3."),
-        Rename(rf"layer(\d)\.(\d+)\.downsample\.{conv}\.", r"layer\1.\2.shortcut.conv."),
-        Rename(rf"layer(\d)\.(\d+)\.downsample\.{norm}\.", r"layer\1.\2.shortcut.norm."),
+        Rename(layer + r"conv(\d)\.", r"layer\1.\2.conv\3."),
+        Rename(layer + r"bn(\d)\.", r"layer\1.\2.norm\3."),
+        Rename(layer + rf"downsample\.{conv}\.", r"layer\1.\2.shortcut.conv."),
+        Rename(layer + rf"downsample\.{norm}\.", r"layer\1.\2.shortcut.norm."),
+        *unused,
         _CLASSIFIER,
     ]
 

@@ -11,18 +11,19 @@ from pixelwise.convert.shapes import State, shape_of
 from pixelwise.nn.backbones.xception import XCEPTIONS
 
 
-def encoder_rules(backbone: str, style: str | None) -> list[Rule]:
+def encoder_rules(backbone: str, style: str | None, *, level: int = 5) -> list[Rule]:
     """From "encoder." to "backbone.".
 
     Args:
         backbone: name of our backbone.
         style:    what `infer_encoder` found; None for an encoder of timm.
+        level:    of the deepest map that is used; smp's own ResNets are stored whole.
     """
     if backbone in XCEPTIONS:
         return prefixed(xception_rules(separator="_"), "encoder.model.", "backbone.")
     if style is None:
         return [Rename(r"encoder\.model\.", "backbone.body.")]
-    return prefixed(torchvision_rules(), "encoder.", "backbone.")
+    return prefixed(torchvision_rules(stages=level - 1), "encoder.", "backbone.")
 
 
 def infer_encoder(state: State) -> dict[str, Any]:

@@ -50,6 +50,8 @@ class DoubleConv(nn.Sequential):
 class ContractingPath(nn.Module):
     """Levels of two convolutions with a 2x2 max-pool between them; a `Backbone` in its interface.
 
+    With padded convolutions a level has ceil(size / stride) cells, as everywhere in our code.
+
     Args:
         widths:      channels of each level; each has half the resolution of the one before.
         in_channels: of the images.
@@ -73,7 +75,10 @@ class ContractingPath(nn.Module):
         super().__init__()
         self.channels = tuple(widths)
         self.strides = tuple(2**i for i in range(len(widths)))
-        self.pool = nn.MaxPool2d(2)
+        # The repeated border keeps the last half window. A pool that rounds up would do the same,
+        # but it compares sizes, which fixes them in an export.
+        border = nn.ReplicationPad2d((0, 1, 0, 1)) if padding == "same" else nn.Identity()
+        self.pool = nn.Sequential(border, nn.MaxPool2d(2))
         self.levels = nn.ModuleList()
         for width in widths:
             self.levels.append(DoubleConv(in_channels, width, padding=padding, norm=norm))
@@ -105,16 +110,18 @@ class ContractingPath(nn.Module):
 class UpBlock(nn.Module):
     """Double the resolution, join the map of the contracting path, convolve twice.
 
-    The skip comes first in the concatenation. Where it is larger than the upsampled map (valid
-    convolutions), its centre is cut out: a resized skip would no longer lie on the same pixels.
+    Two maps that are joined lie on the same pixels, so neither is ever resized to fit the other.
+    Valid convolutions make the skip the larger one: its centre is cut out. With padded ones the
+    upsampled map may have a row or column too many, where a level had an odd size: they are cut.
 
     Args:
         in_channels:   of the coarse map.
         skip_channels: of the map that joins, 0 for none.
         out_channels:  after the two convolutions.
-        upsample:      "deconv": learnt 2x2 transposed convolution that brings `out_channels`
-                       (the paper); "bilinear": then a 1x1 convolution to `out_channels` (mmseg);
-                       "nearest": nothing learnt, the channels stay (segmentation_models.pytorch).
+        upsample:      "deconv": learnt 2x2 transposed convolution that brings `out_channels` (the
+                       paper); "bilinear": then a 1x1 convolution to `out_channels` (mmseg);
+                       "nearest": nothing learnt, the channels stay, and the skip is joined last
+                       instead of first (segmentation_models.pytorch).
         padding, norm: see `DoubleConv`.
 
     Source: U-Net (arXiv:1505.04597), section 2 and figure 1, the right side.
@@ -132,29 +139,43 @@ class UpBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.upsample = upsample
+        self.padding = padding
         self.reduce: nn.Module = nn.Identity()
+        upsampled = in_channels if upsample == "nearest" else out_channels
         if upsample == "deconv":
             self.reduce = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
             # Each output has one tap, so N is the number of input channels.
             nn.init.normal_(self.reduce.weight, std=(2 / in_channels) ** 0.5)
-            in_channels = out_channels
         elif upsample == "bilinear":
             self.reduce = ConvNormAct(in_channels, out_channels, 1, norm=norm)
-            in_channels = out_channels
-        self.fuse = DoubleConv(
-            skip_channels + in_channels, out_channels, padding=padding, norm=norm
-        )
+        self.fuse = DoubleConv(skip_channels + upsampled, out_channels, padding=padding, norm=norm)
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """[B, in, h, w], [B, skip, H >= 2h, W >= 2w] → [B, out, 2h, 2w], 4 less where "valid"."""
+        """Coarse map and skip → the map at twice the resolution.
+
+        Args:
+            x:    [B, in, h, w].
+            skip: [B, skip, H, W], or None; 2h - 1 or 2h rows at "same" padding, more at "valid".
+
+        Returns:
+            [B, out, H, W] at "same" padding (2h and 2w without a skip), 2h - 4 and 2w - 4 at
+            "valid".
+        """
+        x = self._double(x)
+        if skip is None:
+            return self.fuse(x)
+        if self.padding == "valid":
+            skip = crop_centre(skip, (x.shape[2], x.shape[3]))
+        else:
+            x = cut_end(x, (skip.shape[2], skip.shape[3]))
+        return self.fuse(torch.cat([x, skip] if self.upsample == "nearest" else [skip, x], 1))
+
+    def _double(self, x: Tensor) -> Tensor:
         if self.upsample == "bilinear":
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         elif self.upsample == "nearest":
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-        x = self.reduce(x)
-        if skip is not None:
-            x = torch.cat([crop_centre(skip, (x.shape[2], x.shape[3])), x], 1)
-        return self.fuse(x)
+        return self.reduce(x)
 
 
 def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -169,6 +190,20 @@ def crop_centre(x: Tensor, size: tuple[int, int]) -> Tensor:
     """
     top, left = (x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2
     return x[:, :, top : top + size[0], left : left + size[1]]
+
+
+def cut_end(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut surplus rows and columns off the bottom and the right of maps.
+
+    Args:
+        x:    [B, C, H, W].
+        size: (height, width), at most H and W.
+
+    Returns:
+        [B, C, *size].
+    """
+    # Negative padding cuts; a slice would compare sizes, which fixes them in an export.
+    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
 
 
 class ExpandingPath(nn.Module):
@@ -235,7 +270,7 @@ def valid_output_size(size: int, levels: int) -> int:
         levels: of the contracting path.
     """
     stride = 2 ** (levels - 1)
-    return 4 + -(-max(size - 4, 0) // stride) * stride
+    return 4 + (size - 4 + stride - 1) // stride * stride
 
 
 def pad_mirrored(images: Tensor, amounts: tuple[int, int, int, int]) -> Tensor:

@@ -21,6 +21,8 @@ from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
 from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
+from pixelwise.systems.unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,14 @@ SYSTEMS: dict[str, Entry] = {
     "mask_rcnn_resnet50_c4": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="c4", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_dc5": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="dc5", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_lite0_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
+    "pspnet": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
+    "pspnet_resnet50": Entry(system=PSPNet, config=PSPNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
+    "pspnet_resnet101": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
+    "pspnet_efficientnet_lite0": Entry(system=PSPNet, config=PSPNetConfig(backbone="tf_efficientnet_lite0", output_stride=16, head_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "unet": Entry(system=UNet, config=UNetConfig(), input=IMAGENET_RGB, task="semantic"),
+    "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4), input=IMAGENET_RGB, task="semantic"),
+    "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
+    "unet_efficientnet_lite0": Entry(system=UNet, config=UNetConfig(backbone="tf_efficientnet_lite0", decoder_widths=(128, 64, 32, 16, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
 }
 # fmt: on
 

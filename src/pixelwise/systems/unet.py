@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
@@ -19,6 +18,7 @@ from pixelwise.nn.encoder_decoder import (
     ExpandingPath,
     Padding,
     Upsample,
+    cut_end,
     pad_mirrored,
     valid_margin,
     valid_output_size,
@@ -26,7 +26,7 @@ from pixelwise.nn.encoder_decoder import (
 from pixelwise.nn.fcn_head import FCNHead
 from pixelwise.nn.norm import NORMS, Norm
 from pixelwise.nn.pixel_criterion import PixelCriterion
-from pixelwise.ops.resize import logits_to_predictions, resize
+from pixelwise.ops.resize import logits_to_predictions
 from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, SemanticPrediction, SemanticTarget
 
@@ -37,6 +37,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "head_kernel": (1, 3),
 }
 _OWN = "unet"  # the name of the paper's contracting path among the backbones
+_HEAD_DROPOUT = 0.1  # per channel, of mmseg's head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,12 @@ class UNetConfig:
         padding:        "valid": convolutions that see no zeros, images mirrored at their borders;
                         "same".
         upsample:       "deconv", "bilinear" or "nearest", see `UpBlock`.
-        norm:           None as published; "batch", "frozen", "sync" or "group".
+        norm:           None as published; "batch", "frozen", "sync" or "group". Another backbone
+                        has batch norm even where the expanding path has none.
         dropout:        probability, on the deepest map.
         head_width:     channels of a 3x3 convolution before the classifier, 0 for none.
         head_kernel:    side of the classifier, 1 or 3.
-        aux_weight:     weight of a second loss at stride 2, 0 for none; training only.
+        aux_weight:     weight of a second loss on the map at stride 2, 0 for none; training only.
         class_weights:  one weight per class in the loss, or None.
         loss:           of the pixels, see `semantic_loss`.
 
@@ -100,6 +102,10 @@ class UNetConfig:
                 f"decoder_widths has {len(self.decoder_widths)} values, but it takes {steps} "
                 "doublings to come up from the deepest map; give one per doubling"
             )
+        if self.aux_weight and steps < 2:
+            raise UsageError(
+                "aux_weight is of a loss at stride 2, which this network does not have"
+            )
         if self.padding == "valid" and (not own or self.aux_weight):
             part = "aux_weight" if own else f"backbone={self.backbone!r}"
             raise UsageError(f"unet with {part} needs padding='same'; 'valid' is the paper's form")
@@ -119,13 +125,17 @@ class UNet(nn.Module):
     """U-Net (a `System`): contracting path, expanding path with skips, classifier.
 
     Images of any size go in and logits of that size come out. The form with valid convolutions
-    loses 92 pixels on each side (with five levels), so it mirrors the image at its borders by that
-    much, and at the right and bottom up to the next size that it can halve evenly. The form with
-    padded convolutions adds zeros at the right and bottom up to a multiple of the deepest stride.
-    Both cut the logits back to the image.
+    loses `margin_px` on each side (92 with five levels), so it mirrors the image at its borders by
+    that much, and at the right and bottom up to the next size that it can halve evenly. The form
+    with padded convolutions pads nothing: a level has ceil(size / stride) cells, and an upsampled
+    map that is a cell too large is cut.
 
     Args:
         cfg: the settings.
+
+    Attributes:
+        margin_px: an output pixel this far from the border of the image has seen no padding; 0
+            where convolutions pad at every level.
 
     Source: U-Net (arXiv:1505.04597).
     """
@@ -135,11 +145,13 @@ class UNet(nn.Module):
     def __init__(self, cfg: UNetConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.margin_px = valid_margin(len(cfg.widths)) if cfg.padding == "valid" else 0
         self.backbone: Backbone = _contracting_path(cfg)
         by_stride = dict(zip(self.backbone.strides, self.backbone.channels, strict=True))
-        self.stride = self.backbone.strides[-1]
-        # One block per doubling: strides S/2, S/4, ... 1.
-        self.skip_strides = [self.stride >> (i + 1) for i in range(len(cfg.decoder_widths))]
+        # One block per doubling, up to strides S/2, S/4, ... 1.
+        doublings = len(cfg.decoder_widths)
+        self.skip_strides = [2**i for i in reversed(range(doublings))]
+        self.dropout = nn.Dropout(cfg.dropout)
         self.decoder = ExpandingPath(
             self.backbone.channels[-1],
             [by_stride.get(stride, 0) for stride in self.skip_strides],
@@ -148,12 +160,11 @@ class UNet(nn.Module):
             padding=cfg.padding,
             norm=cfg.norm,
         )
-        self.dropout = nn.Dropout(cfg.dropout)
         width = cfg.decoder_widths[-1]
         self.refine: nn.Module = nn.Identity()
         if cfg.head_width:
             self.refine = nn.Sequential(
-                ConvNormAct(width, cfg.head_width, norm=cfg.norm), nn.Dropout2d(0.1)
+                ConvNormAct(width, cfg.head_width, norm=cfg.norm), nn.Dropout2d(_HEAD_DROPOUT)
             )
             width = cfg.head_width
         self.classify = nn.Conv2d(
@@ -164,26 +175,23 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> UNetRaw:
         """[B, C, H, W] normalised images of any size → logits of that size."""
-        maps = self.expand(self.pad(images))
-        return UNetRaw(self._logits(maps, (images.shape[2], images.shape[3])))
+        return UNetRaw(self._logits(self.expand(images), images))
 
     def loss(self, images: Tensor, targets: Sequence[SemanticTarget]) -> dict[str, Tensor]:
         """What is minimised: "pixel", and "auxiliary" where the config has one.
 
-        The paper's weights between touching cells come with the targets: see `ops.border_weights`.
+        The paper's weights between touching objects come with the targets, see
+        `ops.border_weights`.
 
         Args:
             images:  [B, C, H, W].
             targets: one per image, labels [H, W].
         """
         labels, own = stack_targets(targets)  # [B, H, W]
-        size = (images.shape[2], images.shape[3])
-        padded = self.pad(images)
-        maps = self.expand(padded)
-        losses = {"pixel": self.criterion(self._logits(maps, size), labels, own)}
+        maps = self.expand(images)
+        losses = {"pixel": self.criterion(self._logits(maps, images), labels, own)}
         if self.auxiliary is not None:
-            logits = resize(self.auxiliary(maps[-2]), (padded.shape[2], padded.shape[3]))
-            auxiliary = self.criterion(logits[:, :, : size[0], : size[1]], labels, own)
+            auxiliary = self.criterion(self.auxiliary(maps[-2]), labels, own)
             losses["auxiliary"] = self.cfg.aux_weight * auxiliary
         return losses
 
@@ -194,30 +202,26 @@ class UNet(nn.Module):
         """One label map per image, in original pixels; the probabilities too where asked for."""
         return logits_to_predictions(raw.logits, sizes, align_corners=False, with_probs=with_probs)
 
-    def pad(self, images: Tensor) -> Tensor:
-        """Extend images to a size that the network can halve evenly at every level."""
-        height, width = images.shape[2], images.shape[3]
-        if self.cfg.padding == "valid":
-            levels = len(self.cfg.widths)
-            margin = valid_margin(levels)
-            right = valid_output_size(width, levels) - width + margin
-            bottom = valid_output_size(height, levels) - height + margin
-            return pad_mirrored(images, (margin, right, margin, bottom))
-        # A branch, so that exports for multiples of the stride hold no arithmetic on sizes.
-        if height % self.stride == 0 and width % self.stride == 0:
-            return images
-        return F.pad(images, (0, -width % self.stride, 0, -height % self.stride))
-
     def expand(self, images: Tensor) -> list[Tensor]:
-        """Padded images → the map of every block of the expanding path, deepest first."""
+        """Images → the map of every block of the expanding path, deepest first."""
+        if self.cfg.padding == "valid":
+            images = self._mirror(images)
         maps = self.backbone(images)
         by_stride = dict(zip(self.backbone.strides, maps, strict=True))
         skips = [by_stride.get(stride) for stride in self.skip_strides]
         return self.decoder(self.dropout(maps[-1]), skips)
 
-    def _logits(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+    def _mirror(self, images: Tensor) -> Tensor:
+        """Extend images such that valid convolutions give at least their size."""
+        levels, margin = len(self.cfg.widths), self.margin_px
+        height, width = images.shape[2], images.shape[3]
+        bottom = margin + valid_output_size(height, levels) - height
+        right = margin + valid_output_size(width, levels) - width
+        return pad_mirrored(images, (margin, right, margin, bottom))
+
+    def _logits(self, maps: list[Tensor], images: Tensor) -> Tensor:
         logits = self.classify(self.refine(maps[-1]))  # [B, K, >= H, >= W]
-        return logits[:, :, : size[0], : size[1]]
+        return cut_end(logits, (images.shape[2], images.shape[3]))
 
 
 def _contracting_path(cfg: UNetConfig) -> Any:
@@ -235,7 +239,8 @@ def _contracting_path(cfg: UNetConfig) -> Any:
 
 
 def _auxiliary(cfg: UNetConfig) -> FCNHead | None:
-    """A classifier on the map at stride 2."""
+    """A classifier of the map at stride 2."""
     if not cfg.aux_weight:
         return None
-    return FCNHead(cfg.decoder_widths[-2], cfg.num_classes, width=cfg.head_width, norm=cfg.norm)
+    width = cfg.head_width or None
+    return FCNHead(cfg.decoder_widths[-2], cfg.num_classes, width=width, norm=cfg.norm)
