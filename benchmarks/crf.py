@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=21)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--exact-iterations", type=int, default=None)
-    parser.add_argument("--preset", choices=PRESETS, default="deeplabv2")
+    parser.add_argument("--preset", choices=PRESETS, default="deeplabv2_resnet101")
     parser.add_argument("--picture", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)

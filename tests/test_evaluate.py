@@ -20,6 +20,7 @@ from pixelwise.evaluation.scores import Report
 from pixelwise.metrics.coco_ap import CocoAP
 from pixelwise.metrics.miou import Confusion
 from pixelwise.ops import rle
+from pixelwise.predict import Segmenter
 from pixelwise.shapes import CLASSES, write_shapes
 from pixelwise.spec import InputSpec
 from pixelwise.types import InstancePrediction, SemanticPrediction
@@ -186,6 +187,43 @@ def test_batches_and_workers_change_nothing(data: Path, run) -> None:
 @pytest.mark.parametrize("run", [semantic, instance])
 def test_one_tile_over_the_picture_is_the_picture(data: Path, run) -> None:
     same(run(data), run(data, tile=256))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tile": 48, "overlap": 0.4},
+        {"tile": 48, "seams": "mmseg"},
+        {"crf": "deeplabv1"},
+    ],
+)
+def test_what_is_judged_is_what_prediction_gives(data: Path, options) -> None:
+    view = pw.data.open(data, split="val").as_semantic()
+    model = Segmenter(
+        PixelSystem(len(view.classes)),
+        name="pixels",
+        classes=view.classes,
+        input=INPUT,
+        task="semantic",
+        device="cpu",
+    )
+    counts = Confusion(len(view.classes))
+    for sample in view:
+        counts.update(model.predict(sample.image, **options).semantic.labels, sample.labels)
+    report = semantic(data, **options)
+    assert report.confusion == counts.matrix.tolist()
+    assert report.confusion != semantic(data).confusion
+    json.dumps(report.about, allow_nan=False)
+
+
+def test_the_report_says_how_pictures_were_predicted(data: Path) -> None:
+    plain = semantic(data).about["settings"]
+    assert plain == {"batch_size": 1, "precision": "fp32", "absent": "defined"}
+    assert semantic(data, tile=64).about["settings"] == plain | {"tile": 64, "overlap": 0.25}
+    other = semantic(data, tile=48, seams="semseg", tta=(1.0,), crf=True).about["settings"]
+    assert other["sliding"] == {"rule": "semseg", "window": 48, "stride": 32}
+    assert other["tta"] == {"scales": (1.0,), "flip": True}
+    assert other["crf"]["sigma_alpha"] == 67
 
 
 def test_bf16_is_close(data: Path) -> None:
@@ -419,7 +457,8 @@ def test_the_report_goes_through_json_and_back(data: Path) -> None:
         ({"workers": -1}, "workers=-1"),
         ({"precision": "int8"}, "precision='int8'"),
         ({"absent": "maybe"}, "absent='maybe'"),
-        ({"tile": 64, "with_loss": True}, "leave tile and tta out"),
+        ({"tile": 64, "with_loss": True}, "leave tile, tta and crf out"),
+        ({"crf": "deeplabv9"}, "did you mean"),
         ({"tta": True, "precision": "bf16"}, "compute in fp32"),
     ],
 )

@@ -76,7 +76,7 @@ def test_stitched_labels_of_a_local_function_equal_the_whole_picture(size: tuple
     for x1, y1, x2, y2 in tile_windows(size, (24, 32), overlap_px=9).tolist():
         stitcher.add(probs[:, y1:y2, x1:x2], (x1, y1, x2, y2))
         assert stitcher.band.shape[1] <= 24
-    assert torch.equal(stitcher.finish().long(), probs.argmax(0))
+    assert torch.equal(stitcher.finish().labels.long(), probs.argmax(0))
 
 
 def test_a_pixel_follows_the_tile_that_sees_it_best() -> None:
@@ -86,7 +86,7 @@ def test_a_pixel_follows_the_tile_that_sees_it_best() -> None:
         probs = torch.zeros(2, 4, 20)
         probs[number] = 1
         stitcher.add(probs, window)
-    assert stitcher.finish()[0].tolist() == [0] * 15 + [1] * 15
+    assert stitcher.finish().labels[0].tolist() == [0] * 15 + [1] * 15
 
 
 def test_blend_weights_are_positive_and_largest_inside() -> None:

@@ -187,6 +187,7 @@ def draw_worst(
     input: InputSpec,
     classes: Sequence[str],
     count: int = 6,
+    **settings: Unpack[Settings],
 ) -> list[Path]:
     """Draw annotation beside prediction for the worst pictures of a report.
 
@@ -200,6 +201,7 @@ def draw_worst(
         input:   how pictures become network inputs.
         classes: class names of the system.
         count:   how many pictures.
+        settings: of the evaluation, so that the pictures show what was judged.
 
     Returns:
         The files written, worst first.
@@ -215,7 +217,8 @@ def draw_worst(
     written: list[Path] = []
     chosen = [image.index for image in report.worst[:count]]
     place = next((p.device for p in system.parameters()), torch.device("cpu"))
-    job = Job(task=report.task, input=input, classes=tuple(classes), device=place, quiet=True)
+    settings = {"device": place, **settings, "quiet": True}
+    job = Job(task=report.task, input=input, classes=tuple(classes), **settings)
     translate = match_classes(job.classes, view.classes)
     with randomness.kept(), evaluation_mode(system):
         for index in chosen:

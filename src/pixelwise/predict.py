@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, cast, overload
 
@@ -25,8 +26,10 @@ from pixelwise import catalogue, checkpoint, tiling
 from pixelwise.data.transforms import prepare_image
 from pixelwise.drawing.palette import Color
 from pixelwise.errors import DataError, PixelwiseError, UsageError
-from pixelwise.prediction.augmented import predict_augmented
+from pixelwise.prediction.augmented import Version, predict_augmented
+from pixelwise.prediction.refined import refine
 from pixelwise.prediction.settings import STAGES, Clock, OnError, Options, Settings, read_options
+from pixelwise.prediction.sliding import slide
 from pixelwise.prediction.sources import Frame, One, Source, open_source
 from pixelwise.result import Objects, Result
 from pixelwise.spec import InputSpec, Task
@@ -154,10 +157,10 @@ class Segmenter:
     def predict_frames(self, frames: Iterable[Frame], settings: Settings) -> Iterator[Result]:
         """Segment frames one after another, in order."""
         batch: list[_Waiting] = []
-        whole = settings.tile is None and settings.tta is None
         for frame, pixels, clock in _read(frames, settings.on_error):
-            if not whole:
+            if not settings.is_whole:
                 prediction = self._predict_parts(pixels, settings, clock)
+                prediction = _finished(prediction, pixels, settings, clock)
                 yield self._result(frame, pixels, prediction, clock.times, settings)
                 continue
             with clock("prepare"):
@@ -186,10 +189,11 @@ class Segmenter:
             torch.stack([w.image for w in batch]),
             [w.size for w in batch],
             clock,
-            with_probs=settings.with_probs,
+            with_probs=settings.needs_probs,
         )
         shared = clock.shared(len(batch))
-        for waiting, prediction in zip(batch, predictions, strict=True):
+        for waiting, found in zip(batch, predictions, strict=True):
+            prediction = _finished(found, waiting.pixels, settings, waiting.clock)
             own = waiting.clock.times
             times = {stage: own[stage] + shared[stage] for stage in STAGES}
             yield self._result(waiting.frame, waiting.pixels, prediction, times, settings)
@@ -216,7 +220,7 @@ class Segmenter:
     def _predict_parts(self, pixels: Pixels, settings: Settings, clock: Clock) -> Prediction:
         """One picture in tiles, in several versions, or both (each tile in several versions)."""
         if settings.tile is None:
-            return self._predict_one(pixels, settings, clock, with_probs=settings.with_probs)
+            return self._predict_one(pixels, settings, clock, with_probs=settings.needs_probs)
         size = int(pixels.shape[0]), int(pixels.shape[1])
         side = settings.tile
         overlap = round(side * settings.overlap)
@@ -228,33 +232,49 @@ class Segmenter:
                 return tiling.merge_instances(
                     cast("list[InstancePrediction]", found), windows, size
                 )
-        stitcher = tiling.SemanticStitcher(size, len(self.classes))
+        stitcher = tiling.SemanticStitcher(size, len(self.classes), with_probs=settings.needs_probs)
         for tile, window in zip(tiles, windows.tolist(), strict=True):
             part = self._predict_one(tile, settings, clock, with_probs=True)
             assert isinstance(part, SemanticPrediction)
             assert part.probs is not None
             with clock("decode"):
                 stitcher.add(part.probs, window)
-        return SemanticPrediction(labels=stitcher.finish())
+        return stitcher.finish()
 
     def _predict_one(
         self, pixels: Pixels, settings: Settings, clock: Clock, *, with_probs: bool = False
     ) -> Prediction:
         """One picture or tile, in one version or several."""
 
-        def predict(image: npt.NDArray[Any], spec: InputSpec) -> Prediction:
-            with clock("prepare"):
-                tensor, size = prepare_image(image, spec)
+        def predict(version: Version) -> Prediction:
             probs = with_probs or settings.tta is not None
-            (prediction,) = self._forward(tensor[None], [size], clock, with_probs=probs)
-            if isinstance(prediction, InstancePrediction):
-                # Faint detections only cost time where detections are joined.
-                return prediction.select(prediction.scores >= settings.score_thresh)
-            return prediction
+            return self._predict_version(version, settings, clock, with_probs=probs)
 
         if settings.tta is None:
-            return predict(pixels, self.input)
+            return predict(Version(pixels, self.input, is_flipped=False))
         return predict_augmented(pixels, self.input, settings.tta, predict, with_probs=with_probs)
+
+    def _predict_version(
+        self, version: Version, settings: Settings, clock: Clock, *, with_probs: bool
+    ) -> Prediction:
+        """One version of a picture or tile: one forward pass, or one per sliding window."""
+        with clock("prepare"):
+            image, size = prepare_image(version.image, version.input)
+        if settings.sliding is not None:
+            look = partial(self._window_probs, clock=clock)
+            return slide(image, size, settings.sliding, look, is_flipped=version.is_flipped)
+        (prediction,) = self._forward(image[None], [size], clock, with_probs=with_probs)
+        if isinstance(prediction, InstancePrediction):
+            # Faint detections only cost time where detections are joined.
+            return prediction.select(prediction.scores >= settings.score_thresh)
+        return prediction
+
+    def _window_probs(self, window: Tensor, *, clock: Clock) -> Tensor:
+        """[C, h, w] of the network's input → [K, h, w]."""
+        side = int(window.shape[1]), int(window.shape[2])
+        size = ImageSize(original=side, content=side, input=side)
+        (found,) = self._forward(window[None], [size], clock, with_probs=True)
+        return cast(Tensor, cast(SemanticPrediction, found).probs)
 
     def _result(
         self,
@@ -361,6 +381,18 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("mps is not there; use --device cpu")
     return place
+
+
+def _finished(
+    prediction: Prediction, pixels: Pixels, settings: Settings, clock: Clock
+) -> Prediction:
+    """A label map after its CRF, if one is asked for (which counts as decoding)."""
+    if not isinstance(prediction, SemanticPrediction):
+        return prediction
+    if settings.crf is not None:
+        with clock("decode"):
+            return refine(prediction, pixels, settings.crf, with_probs=settings.with_probs)
+    return prediction if settings.with_probs else replace(prediction, probs=None)
 
 
 def _read(frames: Iterable[Frame], on_error: OnError) -> Iterator[tuple[Frame, Pixels, Clock]]:

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from pixelwise.errors import UsageError
 from pixelwise.ops.rle import decode_crops, encode_crops
-from pixelwise.types import InstancePrediction, IntArray, MaskCrops, RunLengths, Size
+from pixelwise.types import (
+    InstancePrediction,
+    IntArray,
+    MaskCrops,
+    RunLengths,
+    SemanticPrediction,
+    Size,
+)
 
 _Crop = tuple[npt.NDArray[np.uint8], tuple[int, int]]  # pixels [h, w] and their (left, top)
 
@@ -86,10 +93,12 @@ class SemanticStitcher:
     Args:
         size:        (height, width) of the picture.
         num_classes: K.
+        with_probs:  keep the probabilities of the whole picture too, for what comes after.
     """
 
-    def __init__(self, size: Size, num_classes: int) -> None:
+    def __init__(self, size: Size, num_classes: int, *, with_probs: bool = False) -> None:
         self.size = size
+        self.probs = torch.empty(num_classes, *size) if with_probs else None
         dtype = torch.uint8 if num_classes <= 255 else torch.int64
         self.labels = torch.zeros(size, dtype=dtype)
         self.band = torch.zeros(num_classes, 0, size[1])  # [K, rows not decided yet, W]
@@ -113,17 +122,20 @@ class SemanticStitcher:
         part = self.band[:, top - self.top : bottom - self.top, left:right]
         part += probs.to("cpu", torch.float32) * weights
 
-    def finish(self) -> Tensor:
-        """[H, W] labels of the whole picture."""
+    def finish(self) -> SemanticPrediction:
+        """The whole picture: labels [H, W]; with `probs` [K, H, W] where they were kept."""
         self._decide(self.size[0])
-        return self.labels
+        return SemanticPrediction(labels=self.labels, probs=self.probs)
 
     def _decide(self, row: int) -> None:
         """Fix the labels of all rows above this one; a weighted sum has the mean's argmax."""
         count = min(row - self.top, self.band.shape[1])
         if count > 0:
-            decided = self.band[:, :count].argmax(0)
-            self.labels[self.top : self.top + count] = decided.to(self.labels.dtype)
+            sums = self.band[:, :count]
+            rows = slice(self.top, self.top + count)
+            self.labels[rows] = sums.argmax(0).to(self.labels.dtype)
+            if self.probs is not None:
+                self.probs[:, rows] = sums / sums.sum(0)
             self.band = self.band[:, count:].clone()
             self.top += count
 

@@ -1,13 +1,16 @@
 """`pixelwise predict` as a user types it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import pixelwise as pw
 from pixelwise.cli import run
+from pixelwise.prediction.augmented import Augmentation
 from pixelwise.result import Result
 from tests.prediction_stand_ins import stand_in_checkpoints, write_scene
 
@@ -73,6 +76,26 @@ def test_formats_tiles_score_and_augmentation(models, capsys) -> None:
     assert "2 grey, 1 red" in capsys.readouterr().out
 
 
+def test_scales_mirror_images_and_crf_are_those_of_python(models) -> None:
+    write_scene(Path("a.png"))
+    seg = pw.load(models["semantic"], device="cpu")
+    for words, options in (
+        (["--scales", "0.5,1"], {"tta": (0.5, 1.0)}),
+        (["--scales", "0.5", "--no-flip"], {"tta": Augmentation(scales=(0.5,), flip=False)}),
+        (["--tta", "--no-flip"], {"tta": replace(Augmentation.default("semantic"), flip=False)}),
+        (["--crf"], {"crf": True}),
+        (["--crf-preset", "deeplabv1", "--tta"], {"crf": "deeplabv1", "tta": True}),
+        (["--tile", "32", "--crf"], {"tile": 32, "crf": True}),
+        (["--tile", "32", "--seams", "semseg"], {"tile": 32, "seams": "semseg"}),
+        (["--tile", "32", "--overlap", "0.4"], {"tile": 32, "overlap": 0.4}),
+    ):
+        command = ["predict", models["semantic"], "a.png", "--format", "labels", "--quiet", *words]
+        assert run(command) == 0, words
+        with Image.open("predictions/a.labels.png") as found:
+            expected = seg.predict("a.png", **options).semantic.labels
+            assert np.array_equal(np.asarray(found), expected.numpy()), words
+
+
 def test_save_probs(models) -> None:
     write_scene(Path("a.png"))
     assert run(["predict", models["semantic"], "a.png", "--save-probs"]) == 0
@@ -99,6 +122,12 @@ def test_several_sources(models, capsys) -> None:
         (["--device", "cuda:77"], "--device cpu"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--save-probs"], "label maps"),
+        (["--crf"], "crf refines label maps"),
+        (["--crf-preset", "deeplabv2"], "crf refines label maps"),
+        (["--scales", "half"], "--scales 'half'"),
+        (["--scales", "0"], "positive"),
+        (["--no-flip"], "add --tta or --scales"),
+        (["--seams", "none", "--tile", "64"], "choose one of blended"),
         (["--scroe", "0.4"], "No such option"),
     ],
 )

@@ -8,8 +8,10 @@ import pytest
 import pixelwise as pw
 from pixelwise import checkpoint
 from pixelwise.cli import run
+from pixelwise.prediction.augmented import Augmentation
 from pixelwise.shapes import CLASSES, write_shapes
 from pixelwise.spec import InputSpec
+from pixelwise.systems.deeplabv3plus import DeepLabV3Plus
 
 CONFIG = {"backbone": "resnet18"}
 
@@ -64,13 +66,40 @@ def test_split_and_out(model: Path, data: Path, tmp_path: Path, capsys) -> None:
     assert 'src="pictures/worst_' in page
 
 
-@pytest.mark.slow
-def test_tiles_and_augmentation_agree_on_the_pictures(model: Path, data: Path, capsys) -> None:
-    for extra in (["--tile", "48"], ["--tta"]):
-        assert run(["val", str(model), str(data), "--json", "--quiet", *extra]) == 0
-        document = json.loads(capsys.readouterr().out)
-        assert document["about"]["images"] == 2
-        assert document["metrics"]["miou"] >= 0
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        (["--tile", "48", "--overlap", "0.1"], {"tile": 48, "overlap": 0.1}),
+        (["--tile", "48", "--seams", "semseg"], {"tile": 48, "seams": "semseg"}),
+        (["--scales", "0.5,1", "--no-flip"], {"tta": Augmentation(scales=(0.5, 1.0), flip=False)}),
+        (["--crf"], {"crf": True}),
+        (["--crf-preset", "deeplabv1"], {"crf": "deeplabv1"}),
+    ],
+)
+def test_tiles_augmentation_and_crf(model: Path, data: Path, words, settings, capsys) -> None:
+    assert run(["val", str(model), str(data), "--json", "--quiet", *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    report = pw.evaluate(str(model), data, quiet=True, **settings).to_dict()
+    assert document["metrics"] == report["metrics"]
+    assert document["about"]["settings"] == report["about"]["settings"]
+    assert report["about"]["settings"].keys() & {"tile", "sliding", "tta", "crf"}
+
+
+def test_the_worst_pictures_are_drawn_as_they_were_judged(
+    model: Path, data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+    forward = DeepLabV3Plus.forward
+
+    def record(self, images):
+        sizes.append(tuple(images.shape[2:]))
+        return forward(self, images)
+
+    monkeypatch.setattr(DeepLabV3Plus, "forward", record)
+    words = ["--tile", "32", "--seams", "semseg", "--out", str(tmp_path), "--quiet"]
+    assert run(["val", str(model), str(data), *words]) == 0
+    assert set(sizes) == {(32, 32)}
+    assert len(list((tmp_path / "pictures").glob("worst_*.jpg"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -82,6 +111,11 @@ def test_tiles_and_augmentation_agree_on_the_pictures(model: Path, data: Path, c
         (["--batch-size", "0"], 2, "batch_size=0"),
         (["--plots"], 2, "--out DIR"),
         (["--precision", "fp8"], 2, "fp8"),
+        (["--crf-preset", "deeplabv3"], 2, "deeplabv1"),
+        (["--crf", "--precision", "bf16"], 2, "compute in fp32"),
+        (["--no-flip"], 2, "--tta or --scales"),
+        (["--seams", "semseg"], 2, "give their side"),
+        (["--tile", "4"], 2, "at least 16"),
     ],
 )
 def test_bad_options(model: Path, data: Path, words, code, message, capsys) -> None:

@@ -174,7 +174,7 @@ def test_presets_are_those_of_the_projects() -> None:
     }
     assert kernels == {
         "deeplabv1": (4, 49, 5, 3, 3),
-        "deeplabv2": (4, 67, 3, 3, 1),
+        "deeplabv2_resnet101": (4, 67, 3, 3, 1),
         "deeplabv2_vgg16": (4, 65, 3, 2, 2),
     }
     assert {c.iterations for c in PRESETS.values()} == {10}

@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixelwise.cli.inference import (
+    CRF,
+    TTA,
+    CRFPreset,
+    Flip,
+    Overlap,
+    Scales,
+    Seams,
+    Tile,
+    read_augmentation,
+    read_crf,
+)
+
 if TYPE_CHECKING:
     from pixelwise.errors import DataError
     from pixelwise.predict import Segmenter
@@ -29,13 +42,14 @@ def command(
     *,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("predictions"),
     score: Annotated[float, typer.Option(help="Lowest score of an object, 0..1.")] = 0.5,
-    tile: Annotated[
-        int | None, typer.Option(help="Segment in tiles of this side, pixels of the picture.")
-    ] = None,
-    overlap: Annotated[float, typer.Option(help="Share of a tile its neighbour sees too.")] = 0.25,
-    tta: Annotated[
-        bool, typer.Option("--tta", help="Test-time augmentation: several scales, mirrored.")
-    ] = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    seams: Seams = "blended",
+    tta: TTA = False,
+    scales: Scales = None,
+    flip: Flip = True,
+    crf: CRF = False,
+    crf_preset: CRFPreset = None,
     batch_size: Annotated[int, typer.Option(help="Pictures per forward pass.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     formats: Annotated[
@@ -69,7 +83,9 @@ def command(
         "score_thresh": score,
         "tile": tile,
         "overlap": overlap,
-        "tta": tta or None,
+        "seams": seams,
+        "tta": read_augmentation(scales, tta=tta, flip=flip, task=segmenter.task),
+        "crf": read_crf(crf_preset, crf=crf),
         "batch_size": batch_size,
         "with_probs": save_probs,
     }

@@ -9,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pixelwise.cli.inference import (
+    CRF,
+    TTA,
+    CRFPreset,
+    Flip,
+    Overlap,
+    Scales,
+    Seams,
+    Tile,
+    read_augmentation,
+    read_crf,
+)
+
 if TYPE_CHECKING:
     from pixelwise.evaluation.scores import Report
 
@@ -31,8 +44,14 @@ def command(
     workers: Annotated[int, typer.Option(help="Processes that read pictures.")] = 0,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    tile: Annotated[int | None, typer.Option(help="Segment in tiles of this side, pixels.")] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Test-time augmentation.")] = False,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    seams: Seams = "blended",
+    tta: TTA = False,
+    scales: Scales = None,
+    flip: Flip = True,
+    crf: CRF = False,
+    crf_preset: CRFPreset = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json, report.html and plots.")
     ] = None,
@@ -60,10 +79,13 @@ def command(
         "workers": workers,
         "precision": precision,
         "tile": tile,
-        "tta": tta or None,
+        "overlap": overlap,
+        "seams": seams,
+        "crf": read_crf(crf_preset, crf=crf),
         "quiet": quiet,
     }
     segmenter = load(model, device=device, **parse_overrides(changes or []))
+    settings["tta"] = read_augmentation(scales, tta=tta, flip=flip, task=segmenter.task)
     view = open_view(data, split=None if split == "all" else split, task=segmenter.task)
     report = evaluate(segmenter, view, split=None, **settings)
     report.about["data"] = data
@@ -75,6 +97,7 @@ def command(
             out=out,
             input=segmenter.input,
             classes=segmenter.classes,
+            **settings,
         )
         _write(report, out, plots=plots)
     print(json_text.dumps(report.to_dict(), indent=2) if json else report.summary())

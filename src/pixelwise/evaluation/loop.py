@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast, get_args
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,15 @@ from pixelwise.data.transforms import EvalTransform, Prepared
 from pixelwise.errors import UsageError
 from pixelwise.evaluation.meters import Meter, Truth
 from pixelwise.metrics.miou import Absent
+from pixelwise.ops.crf import DenseCRF
+from pixelwise.prediction.augmented import Augmentation
+from pixelwise.prediction.settings import Options, Seams, read_options
 from pixelwise.progress import track
 from pixelwise.spec import InputSpec, Task
 from pixelwise.types import Prediction, System
+
+if TYPE_CHECKING:
+    from pixelwise.predict import Segmenter
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,8 +46,7 @@ class Settings(TypedDict, total=False):
         absent:     classes that do not occur: "defined", "in_gt" or "all_zero" (`Confusion`).
         with_loss:  the loss on these pictures too.
         precision:  "fp32", "bf16" or "fp16".
-        tile:       segment in tiles of this side, pixels; None takes every picture whole.
-        tta:        test-time augmentation, as `Segmenter.predict` takes it.
+        tile, overlap, seams, tta, crf: as `Segmenter.predict` takes them.
         quiet:      show no progress.
         label:      what the progress shows.
     """
@@ -55,7 +60,10 @@ class Settings(TypedDict, total=False):
     with_loss: bool
     precision: Literal["fp32", "bf16", "fp16"]
     tile: int | None
-    tta: Any
+    overlap: float | None
+    seams: Seams
+    tta: Augmentation | Sequence[float] | bool | None
+    crf: DenseCRF | str | bool | None
     quiet: bool
     label: str
 
@@ -76,7 +84,10 @@ class Job:
     with_loss: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tile: int | None = None
-    tta: Any = None
+    overlap: float | None = None
+    seams: Seams = "blended"
+    tta: Augmentation | Sequence[float] | bool | None = None
+    crf: DenseCRF | str | bool | None = None
     quiet: bool = False
     label: str = "evaluate"
 
@@ -84,6 +95,23 @@ class Job:
     def place(self) -> torch.device:
         """Where the system computes."""
         return torch.device(self.device)
+
+    @property
+    def options(self) -> Options:
+        """Of the prediction; objects of every score are judged."""
+        return {
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "seams": self.seams,
+            "tta": self.tta,
+            "crf": self.crf,
+            "score_thresh": 0.0,
+        }
+
+    @property
+    def is_plain(self) -> bool:
+        """Every picture is one forward pass, and that is all."""
+        return self.tile is None and not self.tta and not self.crf
 
 
 class Losses:
@@ -135,7 +163,7 @@ def predictions(
 ) -> Iterator[tuple[Sequence[Prediction], Sequence[Truth]]]:
     """Predictions and annotations of this process's pictures, batch by batch."""
     batches = _my_batches(len(view), job.batch_size)
-    if job.tile is not None or job.tta:
+    if not job.is_plain:
         yield from _predict_assembled(system, view, job, [i for batch in batches for i in batch])
         return
     loader = DataLoader(
@@ -160,7 +188,9 @@ def predictions(
 
 
 def predict_one(system: nn.Module, sample: Sample, job: Job) -> Prediction:
-    """The prediction of a single picture, taken whole."""
+    """The prediction of a single picture."""
+    if not job.is_plain:
+        return _assemble(_segmenter(system, job), sample, job)
     contract = cast(System, system)
     batch = collate([EvalTransform(job.input, job.task)(sample)])
     with _autocast(job):
@@ -171,10 +201,20 @@ def predict_one(system: nn.Module, sample: Sample, job: Job) -> Prediction:
 def _predict_assembled(
     system: nn.Module, view: Dataset, job: Job, indices: Sequence[int]
 ) -> Iterator[tuple[Sequence[Prediction], Sequence[Truth]]]:
-    """The same through `Segmenter`, for tiles and test-time augmentation."""
+    """The same through `Segmenter`, which knows tiles, test-time augmentation and CRFs."""
+    segmenter = _segmenter(system, job)
+    for i in track(indices, job.label, quiet=job.quiet or rank_and_world()[0] > 0):
+        sample = view[i]
+        truth = Truth(
+            index=i, path=str(sample.path), labels=sample.labels, instances=sample.instances
+        )
+        yield [_assemble(segmenter, sample, job)], [truth]
+
+
+def _segmenter(system: nn.Module, job: Job) -> Segmenter:
     from pixelwise.predict import Segmenter
 
-    segmenter = Segmenter(
+    return Segmenter(
         system,
         name=job.label,
         classes=job.classes,
@@ -182,14 +222,11 @@ def _predict_assembled(
         task=job.task,
         device=job.place,
     )
-    for i in track(indices, job.label, quiet=job.quiet or rank_and_world()[0] > 0):
-        sample = view[i]
-        result = segmenter.predict(sample.image, tile=job.tile, tta=job.tta, score_thresh=0.0)
-        truth = Truth(
-            index=i, path=str(sample.path), labels=sample.labels, instances=sample.instances
-        )
-        prediction = result.semantic if job.task == "semantic" else result.instances
-        yield [cast(Prediction, prediction)], [truth]
+
+
+def _assemble(segmenter: Segmenter, sample: Sample, job: Job) -> Prediction:
+    result = segmenter.predict(sample.image, **job.options)
+    return cast(Prediction, result.semantic if job.task == "semantic" else result.instances)
 
 
 def _loss(system: System, images: Tensor, batch: Batch, job: Job) -> dict[str, float]:
@@ -282,15 +319,21 @@ def check(job: Job) -> None:
         raise UsageError(f"precision={job.precision!r}; choose fp32, bf16 or fp16")
     if job.absent not in get_args(Absent):
         raise UsageError(f"absent={job.absent!r}; choose one of {', '.join(get_args(Absent))}")
-    assembled = job.tile is not None or bool(job.tta)
-    if job.with_loss and assembled:
-        raise UsageError("a loss is taken of whole pictures; leave tile and tta out with it")
-    if job.precision != "fp32" and assembled:
-        raise UsageError("tiles and test-time augmentation compute in fp32; leave precision out")
+    read_options(job.options, job.task)
+    if job.with_loss and not job.is_plain:
+        raise UsageError("a loss is taken of whole pictures; leave tile, tta and crf out with it")
+    if job.precision != "fp32" and not job.is_plain:
+        raise UsageError("tile, tta and crf compute in fp32; leave precision out")
 
 
 def described(job: Job) -> dict[str, Any]:
     """The settings that the numbers depend on."""
-    keys = ("batch_size", "precision", "tile", "tta")
-    own = ("absent",) if job.task == "semantic" else ("max_dets",)
-    return {key: getattr(job, key) for key in (*keys, *own)}
+    found: dict[str, Any] = {"batch_size": job.batch_size, "precision": job.precision}
+    settings = read_options(job.options, job.task)
+    if settings.sliding is not None:
+        found["sliding"] = asdict(settings.sliding)
+    elif settings.tile is not None:
+        found |= {"tile": settings.tile, "overlap": settings.overlap}
+    found |= {k: asdict(v) for k in ("tta", "crf") if (v := getattr(settings, k)) is not None}
+    own = "absent" if job.task == "semantic" else "max_dets"
+    return found | {own: getattr(job, own)}

@@ -28,7 +28,8 @@ _Filter = Callable[[Tensor], Tensor]  # [N, K] → [N, K]
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCRF:
-    """The parameters of a dense CRF, named as in DeepLab; defaults are those of DeepLab V2.
+    """The parameters of a dense CRF, named as in DeepLab; defaults are those of DeepLab V2
+    on ResNet-101.
 
     Args:
         w1:          weight of the bilateral kernel: near pixels of similar colour agree.
@@ -61,7 +62,7 @@ class DenseCRF:
 
 PRESETS: dict[str, DenseCRF] = {
     "deeplabv1": DenseCRF(sigma_alpha=49, sigma_beta=5, sigma_gamma=3),
-    "deeplabv2": DenseCRF(),
+    "deeplabv2_resnet101": DenseCRF(),
     "deeplabv2_vgg16": DenseCRF(sigma_alpha=65, w2=2, sigma_gamma=2),
 }
 

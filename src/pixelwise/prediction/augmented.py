@@ -189,7 +189,7 @@ def predict_augmented(
     image: npt.NDArray[Any],
     spec: InputSpec,
     augmentation: Augmentation,
-    predict: Callable[[npt.NDArray[Any], InputSpec], Prediction],
+    predict: Callable[[Version], Prediction],
     *,
     with_probs: bool = False,
 ) -> Prediction:
@@ -202,9 +202,7 @@ def predict_augmented(
         predict:      one version to its prediction in original pixels; with `probs` if semantic.
         with_probs:   keep the mean probabilities.
     """
-    answers = (
-        (predict(v.image, v.input), v.is_flipped) for v in versions(image, spec, augmentation)
-    )
+    answers = ((predict(v), v.is_flipped) for v in versions(image, spec, augmentation))
     first, flipped = next(answers)
     if isinstance(first, SemanticPrediction):
         return join_semantic(_again(first, flipped, answers), with_probs=with_probs)
