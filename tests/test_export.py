@@ -65,13 +65,41 @@ def test_a_torch_program_carries_its_passport(tmp_path) -> None:
         torch.testing.assert_close(torch.export.load(path).module()(images)[0], expected)
 
 
+# Systems with arithmetic on sizes of their own, on a backbone that takes any size.
+OPEN = [
+    ("bisenet", {}),
+    ("bisenet", {"backbone": "xception39"}),
+    ("deeplabv3plus", {"aspp_width": 8, "decoder_width": 8}),
+    ("efficientfcn", {"codewords": 8, "codeword_width": 16}),
+    ("gcn", {"kernel": 5}),
+    ("gcn", {"kernel": 5, "upsample": "bilinear"}),
+]
+OTHER_SIZES = [(3, 3, 71, 45), (1, 3, 96, 64), (2, 3, 33, 130)]
+
+
 @pytest.mark.slow
-def test_a_program_with_open_sizes() -> None:
-    system = create("deeplabv3plus", backbone="resnet18", **TINY)
+@pytest.mark.parametrize(("name", "settings"), OPEN)
+def test_a_program_with_open_sizes(name: str, settings: dict) -> None:
+    system = create(name, **{"backbone": "resnet18", "num_classes": 2, **settings})
     program = export_program(system, torch.randn(1, 3, 64, 96))
-    images = torch.randn(3, 3, 71, 45)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(images).logits, system(images).logits)
+    for shape in OTHER_SIZES:
+        images = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(images).logits, system(images).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings"), OPEN)
+def test_an_onnx_file_with_open_sizes(name: str, settings: dict, tmp_path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    system = create(name, **{"backbone": "resnet18", "num_classes": 2, **settings})
+    path = export_onnx(system, tmp_path / "m.onnx", torch.randn(1, 3, 64, 96), passport=PASSPORT)
+    session = runtime.InferenceSession(str(path))
+    for shape in OTHER_SIZES:
+        images = torch.randn(shape)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        with torch.no_grad():
+            _compare(system(images), [found], str(shape))
 
 
 def test_a_wrong_output_is_no_export() -> None:

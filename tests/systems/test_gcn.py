@@ -4,6 +4,7 @@ from torch import nn
 
 from pixelwise import checkpoint
 from pixelwise.errors import UsageError
+from pixelwise.ops.resize import resize
 from pixelwise.spec import IMAGENET_RGB
 from pixelwise.systems import create
 from pixelwise.systems.gcn import GCNConfig
@@ -34,6 +35,33 @@ def test_parameters_of_the_released_form() -> None:
 def test_logits_have_the_size_of_the_image(upsample: str, side: tuple[int, int]) -> None:
     net = tiny(upsample=upsample).eval()
     assert net(torch.randn(2, 3, *side)).logits.shape == (2, 3, *side)
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [(64, [2, 4, 8, 16, 4, 8, 16, 32, 64]), (53, [2, 4, 7, 14, 4, 7, 14, 27, 53])],
+)
+def test_nine_refinements_one_per_level_and_one_per_doubling(side: int, expected: list) -> None:
+    net = tiny().eval()
+    seen: list[tuple[int, int]] = []
+    for i, block in enumerate(net.refine):
+        block.register_forward_hook(lambda _, __, out, i=i: seen.append((i, out.shape[-1])))
+    net(torch.randn(1, 3, side, side))
+    assert seen == list(enumerate(expected))
+
+
+def test_learnt_doubling_starts_as_interpolation() -> None:
+    """At the fresh weights both forms agree where nothing is cut and no border is near."""
+    learnt = tiny(with_refinement=False).eval()
+    x = torch.randn(1, 3, 6, 8)
+    doubled = learnt._double(0, x, (11, 16))
+    assert doubled.shape == (1, 3, 11, 16)
+    expected = resize(x, (12, 16))
+    torch.testing.assert_close(doubled[..., 2:9, 2:14], expected[..., 2:9, 2:14])
+    aligned = tiny(upsample="bilinear").eval()
+    torch.testing.assert_close(
+        aligned._double(0, x, (11, 16)), resize(x, (11, 16), align_corners=True)
+    )
 
 
 def test_every_level_adds_to_the_result() -> None:

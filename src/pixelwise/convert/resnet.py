@@ -148,4 +148,5 @@ def infer_stem(state: Mapping[str, Tensor], prefix: str = "") -> str:
     """The style of `STYLES` that mmseg's and mmdet's "pytorch" ResNets have: plain, V1c or V1d."""
     if f"{prefix}stem.0.weight" not in state:
         return "pytorch"
-    return "v1d" if f"{prefix}layer1.0.downsample.2.weight" in state else "v1c"
+    # Not layer1, which has no shortcut in ResNet-18 and 34.
+    return "v1d" if f"{prefix}layer2.0.downsample.2.weight" in state else "v1c"
