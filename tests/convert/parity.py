@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelwise.convert import Imported, import_checkpoint, origins
 from pixelwise.convert.rules import invert
 from pixelwise.nn.backbones.xception import XCEPTIONS
+from pixelwise.nn.norm import FrozenBatchNorm
 from tests.fixtures import Fixture, fill_state
 
 TOLERANCE = 1e-4  # of the stored maximum
@@ -23,7 +24,7 @@ def convert(fixture: Fixture, origin: str, name: str, **settings: Any) -> Import
     imported = import_checkpoint(state, origin=origin, name=name, **settings)
     system, dropped = imported.system, imported.translation.dropped
     lost = sum(state[key].numel() for key in dropped if not key.endswith(_BUFFERS))
-    ours = sum(p.numel() for p in system.parameters())
+    ours = sum(p.numel() for p in system.parameters()) + _affine_of_frozen_norms(system)
     assert ours + lost == fixture.meta["parameters"]
     entry = origins(name)[origin]
     rules = entry.rules(system.cfg) if callable(entry.rules) else entry.rules
@@ -31,6 +32,12 @@ def convert(fixture: Fixture, origin: str, name: str, **settings: Any) -> Import
     assert set(back) == set(state) - set(dropped)
     assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in back.items())
     return imported
+
+
+def _affine_of_frozen_norms(system: nn.Module) -> int:
+    """What others count as parameters and we hold as buffers."""
+    frozen = [m for m in system.modules() if isinstance(m, FrozenBatchNorm)]
+    return sum(m.weight.numel() + m.bias.numel() for m in frozen)
 
 
 def check_all(fixture: Fixture, stages: dict[str, Tensor], tag: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from pixelwise.convert.resnet import deeplab_pytorch_rules, infer_resnet
+from pixelwise.convert.resnet import deeplab_pytorch_rules, infer_deeplab_pytorch
 from pixelwise.convert.rules import Rename, Rule, prefixed
 from pixelwise.convert.shapes import State, count_of, rows_of, shape_of
 
 _RATES = (6, 12, 18)  # at stride 16
-_CONVS = {"reduce": 1, "conv3x3": 2, "increase": 3}
 
 
 def block_rules(blocks: dict[str, str]) -> list[Rule]:
@@ -42,7 +40,7 @@ def infer_encoder(state: State) -> dict[str, Any]:
     """Config fields of backbone and ASPP; the published default is stride 16 with a multi-grid."""
     branches = count_of(state, r"aspp\.stages\.c(\d+)\.")
     return {
-        "backbone": _infer_resnet(state),
+        "backbone": infer_deeplab_pytorch(state),
         "backbone_style": "deeplab-pytorch",
         "in_channels": shape_of(state, "layer1.conv1.conv.weight")[1],
         "output_stride": 16,
@@ -55,13 +53,3 @@ def infer_encoder(state: State) -> dict[str, Any]:
         "aspp_dropout": 0.0,
         "align_corners": False,
     }
-
-
-def _infer_resnet(state: State) -> str:
-    pattern = re.compile(r"layer(\d)\.block(\d+)\.(\w+)\.conv\.weight$")
-    found = {
-        f"layer{int(m[1]) - 1}.{int(m[2]) - 1}.conv{_CONVS[m[3]]}.weight": value
-        for key, value in state.items()
-        if (m := pattern.match(key)) and m[3] in _CONVS
-    }
-    return infer_resnet(found)

@@ -15,6 +15,7 @@ from pixelwise.nn.backbones.resnet import RESNETS
 Stem = Literal["plain", "sequence", "timm_deep"]
 _CLASSIFIER = Drop(r"fc\.", "classifier of ImageNet")
 _MOST_BLOCKS = 36  # of ResNet-152's third stage
+_DEEPLAB_PYTORCH_CONVS = {"reduce": 1, "conv3x3": 2, "increase": 3}
 
 
 def torchvision_rules(
@@ -91,11 +92,10 @@ def deeplab_pytorch_rules() -> list[Rule]:
         Rename(r"layer1\.conv1\.conv\.", "stem.0.conv."),
         Rename(r"layer1\.conv1\.bn\.", "stem.0.norm."),
     ]
-    parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
     for stage in (1, 2, 3, 4):
         for block in range(_MOST_BLOCKS):
             source, ours = rf"layer{stage + 1}\.block{block + 1}\.", f"layer{stage}.{block}."
-            for name, number in parts.items():
+            for name, number in _DEEPLAB_PYTORCH_CONVS.items():
                 rules += [
                     Rename(source + rf"{name}\.conv\.", f"{ours}conv{number}."),
                     Rename(source + rf"{name}\.bn\.", f"{ours}norm{number}."),
@@ -142,6 +142,18 @@ def infer_resnet(
         f"no known ResNet under {prefix!r}: blocks {blocks}, {convs} convolutions per block, "
         f"{groups} groups, inner width {inner}; known are {', '.join(RESNETS)}"
     )
+
+
+def infer_deeplab_pytorch(state: Mapping[str, Tensor], prefix: str = "") -> str:
+    """`infer_resnet` for kazuto1011/deeplab-pytorch's naming."""
+    names = "|".join(_DEEPLAB_PYTORCH_CONVS)
+    pattern = re.compile(re.escape(prefix) + rf"layer(\d)\.block(\d+)\.({names})\.conv\.weight$")
+    renamed = {
+        f"layer{m[1]}.{int(m[2]) - 1}.conv{_DEEPLAB_PYTORCH_CONVS[m[3]]}.weight": value
+        for key, value in state.items()
+        if (m := pattern.match(key))
+    }
+    return infer_resnet(renamed, first=2)
 
 
 def infer_stem(state: Mapping[str, Tensor], prefix: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -26,6 +26,11 @@ def shape_of(state: State, key: str) -> tuple[int, ...]:
 def rows_of(state: State, key: str) -> int:
     """The first dimension of such a tensor: outputs of a convolution, classes of a classifier."""
     return shape_of(state, key)[0]
+
+
+def first_of(state: State, keys: Sequence[str]) -> str:
+    """The first of some spellings of a key that the checkpoint has; the first where it has none."""
+    return next((key for key in keys if key in state), keys[0])
 
 
 def count_of(state: State, pattern: str) -> int:

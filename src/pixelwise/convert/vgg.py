@@ -6,7 +6,11 @@ convolutions (`nn.fully_convolutional`); one that only wants the backbone transl
 
 from __future__ import annotations
 
+import re
+
 from pixelwise.convert.rules import Drop, Rename, Reshape, Rule
+from pixelwise.convert.shapes import State
+from pixelwise.errors import ConversionError
 from pixelwise.nn.backbones.vgg import VGGS, convolution_names
 
 _CELLS = 7  # rows and columns of VGG's last map on an image of 224 x 224
@@ -84,3 +88,20 @@ def sequence_indices(name: str, *, first: int = 1, last: int = 5) -> list[int]:
         numbers += [at + 2 * i for i in range(count)]
         at += 2 * count + 1
     return numbers
+
+
+def infer_caffe_vgg(state: State) -> str:
+    """Which VGG a state dict under Caffe's layer names holds, from the names of its convolutions.
+
+    Raises:
+        ConversionError: none that we know.
+    """
+    found = [m[1] for key in state if (m := re.match(r"(conv[1-5]_\d+)\.weight$", key))]
+    for name, plan in VGGS.items():
+        same = sorted(found) == sorted(convolution_names(name))
+        if same and state["conv1_1.weight"].shape[0] == plan.width:
+            return name
+    raise ConversionError(
+        f"no known VGG has the convolutions {', '.join(found) or '(none)'}; known are "
+        f"{', '.join(VGGS)}"
+    )

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pixelwise.nn.large_fov import LargeFOV
-
-_SPREAD = 0.01  # standard deviation of a new classifier's weights, as in Caffe
+from pixelwise.nn.large_fov import LargeFOV, make_classifier
 
 
 class SummedASPP(nn.Module):
     """Parallel atrous branches, each with a classifier of its own; their scores are added.
 
     Rates stay as they are at any output stride. Without `width` a branch is one 3x3 convolution
-    from the map to the scores (ResNet); with it, a `LargeFOV` and a 1x1 (VGG).
+    from the map to the scores (ResNet): the sum is one convolution with a 49x49 kernel of which 33
+    taps are not 0. With `width` it is a `LargeFOV` and a 1x1 (VGG).
 
     Args:
         in_channels: of the map.
@@ -54,21 +52,3 @@ class SummedASPP(nn.Module):
         """[B, in, h, w] → scores [B, K, h, w]."""
         scores = [c(f(x)) for f, c in zip(self.context, self.classify, strict=True)]
         return torch.stack(scores).sum(0)
-
-
-def make_classifier(
-    in_channels: int, num_classes: int, *, kernel: int = 1, rate: int = 1
-) -> nn.Conv2d:
-    """A biased convolution to class scores, with small weights, so that all classes start alike.
-
-    Args:
-        in_channels: of its input.
-        num_classes: K.
-        kernel:      side, odd; the padding keeps the size.
-        rate:        dilation.
-    """
-    padding = rate * (kernel // 2)
-    conv = nn.Conv2d(in_channels, num_classes, kernel, padding=padding, dilation=rate)
-    nn.init.normal_(conv.weight, std=_SPREAD)
-    nn.init.zeros_(cast("Tensor", conv.bias))
-    return conv

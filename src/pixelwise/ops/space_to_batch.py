@@ -49,19 +49,23 @@ def batch_to_space(x: Tensor, rate: int, size: Size) -> Tensor:
     return whole[:, :, : size[0], : size[1]]
 
 
-def atrous_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, rate: int) -> Tensor:
+def atrous_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, rate: int, groups: int = 1
+) -> Tensor:
     """Convolve with a dilated kernel by space-to-batch; equal to `conv2d(..., dilation=rate)`.
 
     Args:
         x:      [B, C, H, W].
-        weight: [D, C, k, k], k odd.
+        weight: [D, C / groups, k, k], k odd.
         bias:   [D] or None.
         rate:   distance of the kernel's taps; the padding is rate (k - 1) / 2 and keeps the size.
+        groups: of the convolution.
 
     Returns:
         [B, D, H, W].
 
     Source: DeepLab V2 (arXiv:1606.00915), section 3.1.
     """
-    parts = F.conv2d(space_to_batch(x, rate), weight, bias, padding=weight.shape[-1] // 2)
+    parts = space_to_batch(x, rate)  # [r² B, C, ceil(H / r), ceil(W / r)]
+    parts = F.conv2d(parts, weight, bias, padding=weight.shape[-1] // 2, groups=groups)
     return batch_to_space(parts, rate, (x.shape[2], x.shape[3]))

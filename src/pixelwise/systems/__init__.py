@@ -51,6 +51,7 @@ SYSTEMS: dict[str, Entry] = {
     "deeplabv1": Entry(system=DeepLabV1, config=DeepLabV1Config(), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv1_msc": Entry(system=DeepLabV1, config=DeepLabV1Config(with_branches=True), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv1_7x7": Entry(system=DeepLabV1, config=DeepLabV1Config(fc_kernel=7, fc_rate=4, fc_width=4096, with_average_pool=False), input=DEEPLAB_BGR, task="semantic"),
+    "deeplabv1_4x4": Entry(system=DeepLabV1, config=DeepLabV1Config(fc_kernel=4, fc_rate=4, fc_width=4096, with_average_pool=False), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv1_efficientnet_lite0": Entry(system=DeepLabV1, config=DeepLabV1Config(backbone="tf_efficientnet_lite0", fc_width=256, with_average_pool=False, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "deeplabv2": Entry(system=DeepLabV2, config=DeepLabV2Config(), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv2_resnet101": Entry(system=DeepLabV2, config=DeepLabV2Config(), input=DEEPLAB_BGR, task="semantic"),

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
-from pixelwise.nn.aspp_sum import make_classifier
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.backbones.vgg import VGGS
 from pixelwise.nn.blocks import ConvNormAct
-from pixelwise.nn.large_fov import LargeFOV
+from pixelwise.nn.large_fov import LargeFOV, make_classifier
 from pixelwise.nn.norm import NORMS, Norm
 from pixelwise.nn.pixel_criterion import PixelCriterion
 from pixelwise.ops.cell_grid import grid_size, labels_at_cells, resize_grid
@@ -36,11 +35,11 @@ class DeepLabV1Config:
         output_stride:  input pixels per cell of the scores.
         backbone_style: set of knobs of our own backbones; None gives VGGs DeepLab's 3x3 pools.
         norm:           of the backbone: "batch", "frozen", "sync" or "group"; VGGs have none.
-        fc_kernel:      side of fc6's kernel: 3, or 7 in the naive form, which has rate 4 and width
-                        4096.
-        fc_rate:        dilation of fc6, in cells.
+        fc_kernel:      side of fc6's kernel: 3, or VGG's own 7, or 4, which have rate 4 (or 8) and
+                        width 4096 (table 2).
+        fc_rate:        dilation of fc6, in cells; fc_rate (fc_kernel - 1) is even.
         fc_width:       channels of fc6 and fc7.
-        with_average_pool: a 3x3 average pool before fc6 (zeros at the border counted).
+        with_average_pool: a 3x3 average pool before fc6 (pool5a; zeros at the border counted).
         dropout:        probability after fc6 and fc7, and within the branches.
         with_branches:  classifiers on the image and on the first four levels, added to the scores
                         (MSc, section 3.3).
@@ -76,10 +75,15 @@ class DeepLabV1Config:
     def __post_init__(self) -> None:
         check_config(self, {"norm": NORMS})
         check_pixel_loss(self.loss)
-        if self.fc_kernel < 1 or self.fc_kernel % 2 == 0:
-            raise UsageError(f"fc_kernel is odd, such as 3 or 7; it cannot be {self.fc_kernel}")
-        if self.fc_rate < 1:
-            raise UsageError(f"fc_rate is at least 1, not {self.fc_rate}")
+        if self.fc_kernel < 1 or self.fc_rate < 1:
+            raise UsageError(
+                f"fc_kernel and fc_rate are at least 1, not {self.fc_kernel} and {self.fc_rate}"
+            )
+        if self.fc_rate * (self.fc_kernel - 1) % 2:
+            raise UsageError(
+                f"fc_rate (fc_kernel - 1) is even, so that fc6 keeps the size: a kernel of "
+                f"{self.fc_kernel} cannot have rate {self.fc_rate}"
+            )
 
 
 class DeepLabV1Raw(NamedTuple):
@@ -107,23 +111,24 @@ class Branch(nn.Module):
     def __init__(self, in_channels: int, width: int, *, stride: int, dropout: float) -> None:
         super().__init__()
         self.stride = stride
-        self.reduce = ConvNormAct(in_channels, width, stride=stride, norm=None)
+        self.reduce = ConvNormAct(in_channels, width, stride=stride, padding=0, norm=None)
         self.mix = ConvNormAct(width, width, 1, norm=None)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """[B, in, H, W] → [B, width, h, w], with (h, w) = `size`, at most H / stride rounded up."""
-        # Pools round up where convolutions round down: zeros make room for the last cell.
-        x = F.pad(x, (0, self.stride - 1, 0, self.stride - 1))
-        x = self.dropout(self.reduce(x)[:, :, : size[0], : size[1]])
-        return self.dropout(self.mix(x))
+        """[B, in, H, W] → [B, width, h, w], with (h, w) = `size`, that of the scores."""
+        # One window around each cell, whichever way the pools have rounded: room for the first and
+        # the last, and nothing beyond.
+        height, width = grid_size(size, self.stride)
+        x = F.pad(x, (1, width + 1 - x.shape[3], 1, height + 1 - x.shape[2]))
+        return self.dropout(self.mix(self.dropout(self.reduce(x))))
 
 
 class DeepLabV1(nn.Module):
     """DeepLab V1 (a `System`): a dilated VGG, LargeFOV, a classifier. The CRF comes afterwards.
 
     The last two pools keep stride 1 and what follows is dilated by what they lost: conv5 by 2, and
-    the naive 7x7 of fc6 by 4. The scores lie at stride 8.
+    VGG's 7x7 of fc6 by 4. The scores lie at stride 8; n pixels give (n - 1) / 8 + 1 rows of them.
 
     Args:
         cfg: the settings.
@@ -154,18 +159,16 @@ class DeepLabV1(nn.Module):
             rate=cfg.fc_rate,
             dropout=cfg.dropout,
         )
-        self.branches = nn.ModuleList()
-        widths = [cfg.fc_width]
-        if cfg.with_branches:
-            before = (1, *self.backbone.strides[:-1])
-            for c_in, stride in zip((cfg.in_channels, *channels[:-1]), before, strict=True):
-                self.branches.append(
-                    Branch(
-                        c_in, cfg.branch_width, stride=self.stride // stride, dropout=cfg.dropout
-                    )
-                )
-                widths.append(cfg.branch_width)
-        # The head's classifier (fc8), then one per branch.
+        # Of the image and the first four levels: channels, and pixels per cell.
+        before = (1, *self.backbone.strides[:-1])
+        early = zip((cfg.in_channels, *channels[:-1]), before, strict=True)
+        self.branches = nn.ModuleList(
+            Branch(width, cfg.branch_width, stride=self.stride // step, dropout=cfg.dropout)
+            for width, step in early
+            if cfg.with_branches
+        )
+        # fc8, then one per branch: their sum is one classifier on what the paper concatenates.
+        widths = [cfg.fc_width, *[cfg.branch_width] * len(self.branches)]
         self.classify = nn.ModuleList(make_classifier(width, cfg.num_classes) for width in widths)
         self.criterion = PixelCriterion(cfg.loss, cfg.class_weights)
 
@@ -173,10 +176,10 @@ class DeepLabV1(nn.Module):
         """[B, C, H, W] normalised images of any size → logits at the output stride."""
         *early, deep = self.backbone(images)
         size = (deep.shape[2], deep.shape[3])
-        logits = self.classify[0](self.head(self.pool(deep)))  # [B, K, h, w]
-        if self.cfg.with_branches:
-            for i, x in enumerate((images, *early)):
-                logits = logits + self.classify[i + 1](self.branches[i](x, size))
+        head, *others = self.classify
+        logits = head(self.head(self.pool(deep)))  # [B, K, h, w]
+        for x, branch, classify in zip((images, *early), self.branches, others, strict=False):
+            logits = logits + classify(branch(x, size))
         return DeepLabV1Raw(logits)
 
     def loss(self, images: Tensor, targets: Sequence[SemanticTarget]) -> dict[str, Tensor]:

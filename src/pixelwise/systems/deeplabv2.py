@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,10 +19,12 @@ from pixelwise.nn.backbones.resnet import RESNETS
 from pixelwise.nn.backbones.vgg import VGGS
 from pixelwise.nn.norm import NORMS, Norm
 from pixelwise.nn.pixel_criterion import PixelCriterion
-from pixelwise.ops.cell_grid import grid_size, labels_at_cells
+from pixelwise.ops.cell_grid import grid_size, labels_at_cells, resize_grid
 from pixelwise.ops.resize import logits_to_predictions, resize
 from pixelwise.settings import check_config
 from pixelwise.types import IGNORE, ImageSize, SemanticPrediction, SemanticTarget
+
+_MOST_PARTS = 1000  # denominator of a scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class DeepLabV2Config:
                         one convolution to the scores.
         dropout:        probability within a branch.
         scales:         sizes of the image that are looked at besides 1, in training too; () for
-                        one.
-        align_corners:  cell i of the scores lies on pixel stride * i, as Caffe has it; False
-                        spreads the cells evenly over the image.
+                        scale 1 alone. The smallest must leave a pixel of the image.
+        align_corners:  cell i of the scores lies on pixel stride * i, and pixel j of an image of
+                        scale s on pixel j / s, as Caffe has it; False spreads them evenly.
         class_weights:  one weight per class in the loss, or None.
         loss:           of the pixels, see `semantic_loss`.
 
@@ -135,12 +138,20 @@ class DeepLabV2(nn.Module):
 
     def scores(self, images: Tensor) -> list[Tensor]:
         """Logits of every scale, [B, K, h, w] each at its own size; scale 1 is the first."""
-        found = [self.aspp(self.backbone(images)[-1])]
-        for scale in self.cfg.scales:
-            # By the factor, not to a size: odd sizes round down, and pixel i lies at i / factor.
-            scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-            found.append(self.aspp(self.backbone(scaled)[-1]))
-        return found
+        inputs = [images, *(self.scaled(images, scale) for scale in self.cfg.scales)]
+        return [self.aspp(self.backbone(x)[-1]) for x in inputs]
+
+    def scaled(self, images: Tensor, scale: float) -> Tensor:
+        """[B, C, H, W] → the images at another scale; fractions of a pixel at the end are lost."""
+        if not self.cfg.align_corners:
+            # By the factor, not to a size: pixel centres would move where a fraction is lost.
+            return F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        # In whole numbers, which exporters can follow where sizes are open.
+        part = Fraction(scale).limit_denominator(_MOST_PARTS)
+        height, width = (
+            (side - 1) * part.numerator // part.denominator + 1 for side in images.shape[2:]
+        )
+        return resize_grid(images, (height, width), step=scale)
 
     def fuse(self, scores: Sequence[Tensor]) -> Tensor:
         """The largest logit of all scales, not the largest probability.
@@ -151,10 +162,15 @@ class DeepLabV2(nn.Module):
         Returns:
             [B, K, h, w] at the size of the first.
         """
-        best = scores[0]
+        best, *others = scores
         size = (best.shape[2], best.shape[3])
-        for other in scores[1:]:
-            best = torch.maximum(best, resize(other, size, align_corners=self.cfg.align_corners))
+        for other, scale in zip(others, self.cfg.scales, strict=True):
+            resized = (
+                resize_grid(other, size, step=1 / scale)
+                if self.cfg.align_corners
+                else resize(other, size)
+            )
+            best = torch.maximum(best, resized)
         return best
 
     def loss(self, images: Tensor, targets: Sequence[SemanticTarget]) -> dict[str, Tensor]:

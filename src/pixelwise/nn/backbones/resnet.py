@@ -300,7 +300,10 @@ class ResNet(nn.Module):
         self.depth = RESNETS[name]
         self.stem = _stem(stem, in_channels, norm, norm_eps)
         padding = 0 if pool == "ceil_unpadded" else 1
-        self.pool = nn.MaxPool2d(3, 2, padding, ceil_mode=pool != "floor")
+        # Zeros behind a ReLU round the size up; torch's ceil_mode has a rule that exporters cannot
+        # follow where sizes are open.
+        room = nn.Identity() if pool == "floor" else nn.ZeroPad2d((0, 1, 0, 1))
+        self.pool = nn.Sequential(room, nn.MaxPool2d(3, 2, padding))
         channels, strides = [_STEMS[stem][-1]], [2]
         stride, dilation = 4, 1
         for stage in range(1, self.levels[-1]):
