@@ -58,10 +58,13 @@ def labels_at_cells(
         [B, h, w].
     """
     for axis, (count, length) in enumerate(zip(cells, labels.shape[1:], strict=True), start=1):
-        at = torch.arange(count, device=labels.device, dtype=torch.float64)
-        # In coordinates in which pixel i reaches from i to i + 1.
-        at = (at + 0.5) * (length / count) if step is None else at * step + 0.5
-        index = at.floor().long()
+        at = torch.arange(count, device=labels.device)
+        # In coordinates in which pixel i reaches from i to i + 1, so that the floor is the nearest.
+        index = (
+            (2 * at + 1) * length // (2 * count)
+            if step is None
+            else (at.double() * step + 0.5).floor().long()
+        )
         taken = labels.index_select(axis, index.clamp(max=length - 1))
         shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
         labels = taken.masked_fill((index >= length).view(shape), outside)
