@@ -31,6 +31,7 @@ def dilations(stage: nn.Module) -> list[int]:
         ("resnext101_32x8d", 86_742_336),
         ("wide_resnet50_2", 66_834_240),
         ("xception65", 37_867_312),
+        ("mobilenet_v3_large", 2_971_952),
     ],
 )
 def test_parameter_counts(name: str, parameters: int) -> None:

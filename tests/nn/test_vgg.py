@@ -42,6 +42,19 @@ def test_sizes_of_vgg_maps(options: dict, sizes: list[tuple[int, int]]) -> None:
     assert [m.shape[1] for m in maps] == list(net.channels)
 
 
+def test_maps_before_the_pools() -> None:
+    """ParseNet scores conv3 to conv5; the last pool is left to it."""
+    with torch.device("meta"):
+        net = build_backbone(
+            "vgg16", style="deeplab", output_stride=8, levels=(3, 4, 5), before_pool=True
+        )
+        maps = net(torch.empty(1, 3, 97, 129))
+        pooled = net.last_pool(maps[-1])
+    assert [tuple(m.shape[2:]) for m in maps] == [(25, 33), (13, 17), (13, 17)]
+    assert net.strides == (4, 8, 8)
+    assert (pooled.shape[2:], net.last_pool.stride) == ((13, 17), 1)
+
+
 def test_deeplabs_vgg() -> None:
     """Pools 4 and 5 have stride 1, conv5 dilation 2, and fc6 is to have 4."""
     with torch.device("meta"):

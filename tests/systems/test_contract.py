@@ -80,6 +80,7 @@ TINY: dict[str, dict[str, Any]] = {
         "detections_per_image": 8,
         "score_thresh": 0.0,
     },
+    "ParseNet": {"num_classes": K, "backbone": "test_vgg", "fc_width": 16, "fc_rate": 2},
     "PSPNet": {"num_classes": K, "backbone": "test_resnet", "branch_width": 8, "head_width": 16},
     "UNet": {"num_classes": K, "widths": (8, 8, 16), "decoder_widths": (8, 8)},
 }
@@ -96,6 +97,7 @@ TINY_ROWS: dict[str, dict[str, Any]] = {
     "mask_rcnn_resnet50_fpn_gn": {"backbone": "resnet18"},  # timm keeps its own norms
     "mask_rcnn_resnet50_c4": {"backbone": "resnet18", "anchor_sizes": (8, 16, 32)},
     "mask_rcnn_resnet50_dc5": {"anchor_sizes": (8, 16, 32)},
+    "parsenet_efficientnet_lite0": {"backbone": "test_resnet"},
     "unet_resnet34": {"backbone": "test_resnet", "decoder_widths": (16, 16, 8, 8, 8)},
     "unet_efficientnet_lite0": {"backbone": "test_resnet", "decoder_widths": (16, 16, 8, 8, 8)},
 }

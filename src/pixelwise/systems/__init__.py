@@ -21,6 +21,7 @@ from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
 from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from pixelwise.systems.parsenet import ParseNet, ParseNetConfig
 from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
 from pixelwise.systems.unet import UNet, UNetConfig
 
@@ -97,6 +98,11 @@ SYSTEMS: dict[str, Entry] = {
     "mask_rcnn_resnet50_c4": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="c4", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_dc5": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="dc5", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_lite0_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
+    "parsenet": Entry(system=ParseNet, config=ParseNetConfig(), input=FCN_BGR, task="semantic"),
+    "parsenet_conv45": Entry(system=ParseNet, config=ParseNetConfig(skips=(4, 5)), input=FCN_BGR, task="semantic"),
+    "parsenet_conv345": Entry(system=ParseNet, config=ParseNetConfig(skips=(3, 4, 5)), input=FCN_BGR, task="semantic"),
+    "parsenet_fcn32s": Entry(system=ParseNet, config=ParseNetConfig(backbone_style="caffe", output_stride=32, fc_kernel=7, fc_rate=1, fc_width=4096, align_corners=False), input=FCN_BGR, task="semantic"),
+    "parsenet_efficientnet_lite0": Entry(system=ParseNet, config=ParseNetConfig(backbone="tf_efficientnet_lite0", fc_width=256, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "pspnet": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet50": Entry(system=PSPNet, config=PSPNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet101": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),

@@ -55,6 +55,7 @@ class MaxPool(nn.Module):
 
     def __init__(self, kernel: PoolKernel, *, stride: int, dilation: int, ceil: bool) -> None:
         super().__init__()
+        self.stride = stride
         self.reach = (dilation if kernel == 2 else 0) if stride == 1 else int(ceil)
         self.pool = nn.MaxPool2d(
             kernel,
@@ -98,6 +99,8 @@ class VGG(nn.Module):
         pool_kernel:   2, or 3 (padded by 1) as in DeepLab.
         pool_ceil:     round sizes up, as Caffe does.
         first_padding: zeros around the image, in pixels, at the first convolution; 100 in FCN.
+        before_pool:   level n is the last convolution of group n, before its pool; the last pool
+                       is left to the caller (`last_pool`).
 
     Attributes:
         channels: of each returned map.  strides: input pixels per cell of each returned map.
@@ -117,10 +120,12 @@ class VGG(nn.Module):
         pool_kernel: PoolKernel = 2,
         pool_ceil: bool = True,
         first_padding: int = 1,
+        before_pool: bool = False,
     ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise UsageError(f"output_stride is 8, 16 or 32, not {output_stride}")
+        self.before_pool = before_pool
         self.name, plan = name, VGGS[name]
         self.levels = tuple(sorted(levels))
         self.convs = plan.convs[: self.levels[-1]]
@@ -148,7 +153,7 @@ class VGG(nn.Module):
             dilation *= 2 // step
         self.dilation = dilation
         self.channels = tuple(channels[level] for level in self.levels)
-        self.strides = tuple(strides[level] for level in self.levels)
+        self.strides = tuple(strides[level - before_pool] for level in self.levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] → one map per level, finest first."""
@@ -156,8 +161,18 @@ class VGG(nn.Module):
         for group, count in enumerate(self.convs, start=1):
             for i in range(count):
                 x = F.relu(self.get_submodule(f"conv{group}_{i + 1}")(x))
-            x = maps[group] = self.get_submodule(f"pool{group}")(x)
+            if self.before_pool:
+                maps[group] = x
+            if not self.before_pool or group < len(self.convs):
+                x = self.get_submodule(f"pool{group}")(x)
+            if not self.before_pool:
+                maps[group] = x
         return [maps[level] for level in self.levels]
+
+    @property
+    def last_pool(self) -> MaxPool:
+        """The pool of the last group."""
+        return cast("MaxPool", self.get_submodule(f"pool{len(self.convs)}"))
 
     def windows(self, level: int) -> list[Window]:
         """The convolutions and pools that lead to a level, for `ops.alignment`."""
