@@ -10,8 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwise.ops import masks as module
-from pixelwise.ops.masks import mask_targets, paste_masks
-from pixelwise.ops.rle import areas, crops_from_dense, decode, decode_crops, encode
+from pixelwise.ops.masks import mask_targets, paste_masks, resized_strips, resized_targets
+from pixelwise.ops.rle import (
+    areas,
+    crops_from_dense,
+    decode,
+    decode_crops,
+    encode,
+    encode_strips,
+)
 from pixelwise.types import MaskCrops
 from tests.fixtures import fixture_params, load_fixture, sample
 
@@ -252,3 +259,40 @@ def test_parity_of_targets(path: object) -> None:
     expected = fixture.tensor("bitmap_target").float()
     exact = dense_targets(fixture.tensor("gt_masks"), boxes, index, side, True)
     assert torch.equal(hard[(exact - 0.5).abs() > 1e-6], expected[(exact - 0.5).abs() > 1e-6])
+
+
+def test_resized_targets_equal_a_resized_crop() -> None:
+    """Cut out at whole pixels, zeros outside the mask's window, resized without smoothing."""
+    dense = blobs(4, (60, 80), 3)
+    masks = crops_from_dense(dense)
+    boxes = torch.tensor([[0.0, 0, 80, 60], [10, 5, 47, 33], [3, 50, 4, 60], [70, 20, 80, 21]])
+    index = torch.tensor([2, 0, 3, 1])
+    ours = resized_targets(masks, boxes, index, 21, thresh=0.4)
+    for target, box, i in zip(ours, boxes.long().tolist(), index.tolist(), strict=True):
+        crop = dense[i, box[1] : box[3], box[0] : box[2]].float()
+        resized = F.interpolate(crop[None, None], size=(21, 21), mode="bilinear")[0, 0]
+        clear = (resized - 0.4).abs() > 1e-5
+        assert torch.equal(target[clear], (resized >= 0.4).float()[clear])
+        assert clear.float().mean() > 0.9
+    assert ours.any()
+    nothing = resized_targets(masks, boxes[:0], index[:0], 21, thresh=0.4)
+    assert nothing.shape == (0, 21, 21)
+
+
+def test_resized_strips_hold_the_edge_up_to_the_border() -> None:
+    """As an enlarged picture does; pasting lets the mask fade before the border of its box."""
+    windows = np.array([[2, 3, 90, 70], [5, 5, 6, 9]])
+    full = np.ones((2, 7, 7), np.float32)
+    strips = resized_strips(full, windows, 0.5)
+    found = encode_strips(*strips, count=2, size=(80, 100))
+    assert np.array_equal(found.windows, windows)
+    assert areas(found).tolist() == [88 * 67, 4]
+    values = maps(1, 7, 3, smooth=False)
+    owner, column, (top, foot) = resized_strips(values.numpy(), windows[:1], 0.5)
+    ours = np.zeros((67, 88), bool)
+    for x, first, last in zip(column - 2, top - 3, foot - 3, strict=True):
+        ours[first:last, x] = True
+    resized = F.interpolate(values[None], size=(67, 88), mode="bilinear")[0, 0].numpy()
+    clear = np.abs(resized - 0.5) > 1e-5
+    assert np.array_equal(ours[clear], (resized >= 0.5)[clear])
+    assert not owner.any()

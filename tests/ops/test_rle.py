@@ -216,3 +216,26 @@ def test_parity(path: object) -> None:
     boxes = np.array(fixture.meta["rle_bbox"])
     boxes[:, 2:] += boxes[:, :2]
     np.testing.assert_array_equal(rle.tight_boxes(masks), boxes)
+
+
+@pytest.mark.parametrize(
+    ("box", "window"),
+    [
+        ((2, 3, 7, 5), (2, 3, 7, 5)),
+        ((2.5, 3.4, 7.5, 5.6), (2, 3, 7, 6)),  # centres are at 2.5 .. 6.5 and 3.5 .. 5.5
+        ((2.51, 3.51, 7.49, 5.49), (3, 4, 7, 5)),
+        ((-4, -4, 50, 50), (0, 0, 12, 8)),
+        ((2.6, 3, 3.4, 5), (0, 0, 0, 0)),  # between two centres
+        ((5, 5, 5, 5), (0, 0, 0, 0)),
+        ((20, 2, 30, 4), (0, 0, 0, 0)),  # outside
+    ],
+)
+def test_filled_boxes(box, window):
+    found = rle.fill_boxes(torch.tensor([box, (0, 0, 1, 1)]), (8, 12))
+    assert found.windows.tolist() == [list(window), [0, 0, 1, 1]]
+    expected = np.zeros((2, 8, 12), np.uint8)
+    expected[0, window[1] : window[3], window[0] : window[2]] = 1
+    expected[1, 0, 0] = 1
+    assert np.array_equal(rle.decode(found), expected)
+    assert rle.to_coco(found) == rle.to_coco(rle.encode(expected))
+    assert len(rle.fill_boxes(torch.zeros(0, 4), (8, 12))) == 0

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixelwise.ops.sampling import sample_balanced
+from pixelwise.ops.sampling import sample_balanced, sample_hardest
+
+INF = float("inf")
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,3 +50,21 @@ def test_every_positive_has_its_chance() -> None:
     assert counts.sum() == 4000
     assert counts.min() == pytest.approx(400, abs=80)
     assert counts.max() == pytest.approx(400, abs=80)
+
+
+@pytest.mark.parametrize(
+    ("losses", "groups", "expected"),
+    [
+        ([1, 3, 2, 0], [0, 0, 0, 0], [1, 2]),
+        ([1, 3, 2, 9, 8, 7], [0, 0, 0, 1, 1, 1], [1, 2, 3, 4]),  # two of each image
+        ([1, 9, 3, 8, 2, 7], [0, 1, 0, 1, 0, 1], [1, 2, 3, 4]),  # in any order of images
+        ([5, 5, 5], [0, 0, 0], [0, 1]),  # ties by position
+        ([-INF, 1, -INF], [0, 0, 0], [1]),  # what must not be chosen
+        ([1, 4], [2, 0], [0, 1]),  # an image without elements
+        ([], [], []),
+    ],
+)
+def test_the_hardest_of_each_image(losses, groups, expected):
+    values = torch.tensor(losses, dtype=torch.float32)
+    chosen = sample_hardest(values, torch.tensor(groups, dtype=torch.int64), count=2)
+    assert chosen.nonzero()[:, 0].tolist() == expected

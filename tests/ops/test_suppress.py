@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pixelwise.ops.boxes import pairwise_iou
-from pixelwise.ops.suppress import greedy_nms
+from pixelwise.ops.suppress import classwise_nms, greedy_nms
 from tests.fixtures import fixture_params, load_fixture
 
 
@@ -110,3 +110,16 @@ def test_onnx_export(dynamic: bool, tmp_path: object) -> None:
         feeds = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
         for ours, theirs in zip(session.run(None, feeds), expected(inputs), strict=True):
             assert torch.equal(torch.from_numpy(ours), theirs)
+
+
+def test_classwise_suppression_by_hand():
+    """Three boxes, two classes: overlap counts within a class only, and a threshold is reached."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]])
+    scores = torch.tensor([[0.9, 0.3], [0.8, 0.6], [0.5, 0.1]])
+    limits = {"score_thresh": 0.3, "iou_thresh": 0.5}
+    region, label, best = classwise_nms(boxes, scores, count=9, **limits)
+    assert list(zip(region.tolist(), label.tolist(), strict=True)) == [(0, 0), (1, 1), (2, 0)]
+    torch.testing.assert_close(best, torch.tensor([0.9, 0.6, 0.5]))
+    assert classwise_nms(boxes, scores, count=2, **limits)[0].tolist() == [0, 1]
+    nothing = classwise_nms(boxes[:0], scores[:0], count=2, **limits)
+    assert [len(x) for x in nothing] == [0, 0, 0]

@@ -24,6 +24,8 @@ Floats = npt.NDArray[np.floating[Any]]
 
 _TARGET_CHUNK = 1 << 20  # mask pixels gathered at a time: 4 MB
 _PASTE_CHUNK = 1 << 14  # columns worked on at a time; with noise each has 14 strips
+_RING = ((0, 0), (1, 1), (1, 1))
+_NONE = np.zeros(0, np.int64)
 _SNAP_PX = 1e-6  # a crossing this close to a pixel centre is on it; rounding must not decide
 
 
@@ -119,6 +121,91 @@ def paste_masks(
         strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
         parts.append(encode_strips(*strips, count=part.stop - part.start, size=size))
     return RunLengths.concat(parts)
+
+
+def resized_strips(
+    maps: Floats, windows: IntArray, thresh: float
+) -> tuple[IntArray, IntArray, tuple[IntArray, IntArray]]:
+    """Resize masks bilinearly to whole-pixel windows, and find what reaches a threshold.
+
+    The edge of a map holds up to the edge of its window, as when a picture is resized; in
+    `paste_masks` it fades to 0 instead.
+
+    Args:
+        maps:    [n, M, M] float32, any values.
+        windows: [n, 4] xyxy in whole pixels, with positive extents.
+        thresh:  pixels from this value on belong to the mask; above 0.
+
+    Returns:
+        Vertical strips as `rle.encode_strips` takes them: owner [T], column [T], two of rows [T].
+    """
+    m = maps.shape[-1]
+    # The border once more, and then the zeros that end every strip.
+    padded = np.pad(np.pad(maps.transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1)), mode="edge"), _RING)
+    begin, end = windows[:, :2], windows[:, 2:]
+    pitch = (end - begin) / m
+    origin = begin - 0.5 * pitch  # the centre of the first cell, which repeats the border
+    parts = [
+        (owner + part.start, column, rows)
+        for part in split_by(end[:, 0] - begin[:, 0], _PASTE_CHUNK)
+        for owner, column, rows in [
+            _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
+        ]
+    ]
+    owner, column = (np.concatenate([p[i] for p in parts] or [_NONE]) for i in (0, 1))
+    first, last = (np.concatenate([p[2][i] for p in parts] or [_NONE]) for i in (0, 1))
+    return owner, column, (first, last)
+
+
+@torch.no_grad()
+def resized_targets(
+    masks: MaskCrops, boxes: Tensor, index: Tensor, side: int, *, thresh: float
+) -> Tensor:
+    """Ground-truth masks cut out by whole-pixel boxes and resized bilinearly, without averaging.
+
+    Only the pixels that are read are touched: four for each cell of the result.
+
+    Args:
+        masks:  N masks of one picture.
+        boxes:  [R, 4] xyxy in whole pixels of that picture, with positive extents.
+        index:  [R] int64, the mask that each box is matched with.
+        side:   S, cells per side.
+        thresh: cells from this value on are 1.
+
+    Returns:
+        [R, S, S] float32, 0 or 1.
+
+    Source:  FCIS (arXiv:1611.07709), section 3.3, as in its released code.
+    """
+    boxes = boxes.detach().float()
+    extent = (boxes[:, 2:] - boxes[:, :2])[:, :, None]  # [R, 2, 1]
+    at = (torch.arange(side, device=boxes.device) + 0.5) * (extent / side) - 0.5  # [R, 2, S]
+    at = at.clamp(min=0).minimum(extent - 1)
+    low = at.floor()
+    far = at - low
+    corner = boxes[:, :2, None].long()
+    low = low.long()
+    cells = [corner + low, corner + torch.minimum(low + 1, extent.long() - 1)]  # [R, 2, S] each
+    windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
+    pixels = F.pad(masks.pixels, (0, 1))  # a zero for what lies outside the window
+    total = boxes.new_zeros(len(boxes), side, side)
+    for y, wy in zip(cells, (1 - far, far), strict=True):
+        for x, wx in zip(cells, (1 - far, far), strict=True):
+            read = _pixels_at(pixels, windows, starts, (x[:, 0], y[:, 1]))
+            total += read * wy[:, 1, :, None] * wx[:, 0, None]
+    return (total >= thresh).float()
+
+
+def _pixels_at(
+    pixels: Tensor, windows: Tensor, starts: Tensor, where: tuple[Tensor, Tensor]
+) -> Tensor:
+    """[R, S, S] mask pixels at columns and rows [R, S] of the picture; the last pixel is 0."""
+    x, y = (v - windows[:, i, None] for i, v in enumerate(where))  # [R, S] each
+    width, height = windows[:, 2] - windows[:, 0], windows[:, 3] - windows[:, 1]  # [R] each
+    inside_y, inside_x = ((v >= 0) & (v < n[:, None]) for v, n in ((y, height), (x, width)))
+    at = starts[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None]  # [R, S, S]
+    inside = inside_y[:, :, None] & inside_x[:, None]
+    return pixels[torch.where(inside, at, len(pixels) - 1)]
 
 
 def _by_area(windows: Tensor) -> Iterator[Tensor]:

@@ -118,6 +118,25 @@ def encode_strips(
     return _tighten(spans, picture, size)
 
 
+def fill_boxes(boxes: Tensor, size: Size) -> RunLengths:
+    """Code boxes as the masks of all pixels whose centres they contain.
+
+    Args:
+        boxes: [N, 4] xyxy in pixels, on any device.
+        size:  (height, width) of the picture.
+
+    Returns:
+        N masks with tight windows; empty where a box holds no centre.
+    """
+    corners = np.ceil(boxes.detach().double().cpu().numpy() - 0.5).astype(np.int64)
+    windows = np.clip(corners, 0, np.tile([size[1], size[0]], 2))
+    windows[(windows[:, 2:] <= windows[:, :2]).any(axis=1)] = 0
+    filled = _areas_of(windows)
+    runs = np.stack([np.zeros_like(filled), filled], axis=1)[filled > 0]  # no 0-run, one 1-run
+    starts = np.concatenate([[0], np.cumsum(2 * (filled > 0))]).astype(np.int64)
+    return RunLengths(size, windows, runs.reshape(-1).astype(np.uint32), starts)
+
+
 def decode(masks: RunLengths) -> Bytes:
     """Unpack masks into a dense stack; N x H x W bytes, so only where a consumer insists.
 

@@ -36,6 +36,30 @@ def sample_balanced(
     )
 
 
+def sample_hardest(losses: Tensor, groups: Tensor, *, count: int) -> Tensor:
+    """Choose the elements with the highest losses of each group (online hard example mining).
+
+    Args:
+        losses: [N]; the sign of infinity is minus for what must not be chosen.
+        groups: [N] int64, the image of each element.
+        count:  of each group at most; ties go to the lower position.
+
+    Returns:
+        [N] bool.
+
+    Source: OHEM (arXiv:1604.03540), section 4.2, without its suppression of overlapping regions, as
+        in R-FCN (arXiv:1605.06409), section 2.3.
+    """
+    order = losses.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]  # group by group, hardest first
+    sizes = groups.bincount()
+    first = (sizes.cumsum(0) - sizes)[groups[order]]  # [N] where the element's group begins
+    rank = torch.arange(len(order), device=order.device) - first
+    chosen = torch.zeros_like(losses, dtype=torch.bool)
+    chosen[order] = rank < count
+    return chosen & (losses > float("-inf"))
+
+
 def _draw(index: Tensor, count: int, generator: Generator | None) -> Tensor:
     device = index.device if generator is None else generator.device
     order = torch.randperm(len(index), generator=generator, device=device)[:count]

@@ -37,6 +37,29 @@ def greedy_nms(
     return keep
 
 
+def classwise_nms(
+    boxes: Tensor, scores: Tensor, *, score_thresh: float, iou_thresh: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make detections of boxes that are scored for every class but shared by all of them.
+
+    Args:
+        boxes:        [R, 4] xyxy in pixels.
+        scores:       [R, K].
+        score_thresh: a detection scores this at least.
+        iou_thresh:   of the suppression within each class, in [0, 1].
+        count:        most detections, all classes together.
+
+    Returns:
+        positions [N] int64 in the boxes, labels [N] int64 and scores [N], best first.
+    """
+    region, label = (scores >= score_thresh).nonzero(as_tuple=True)  # [M] each
+    values = scores[region, label]
+    keep = greedy_nms(boxes[region], values, label, iou_thresh=iou_thresh)
+    region, label, values = region[keep], label[keep], values[keep]
+    best = values.argsort(descending=True, stable=True)[:count]
+    return region[best], label[best], values[best]
+
+
 def _nms(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
     """[N] bool."""
     kept = torchvision.ops.nms(boxes, scores, iou_thresh)  # [kept], its length depends on the data
