@@ -103,6 +103,13 @@ DEEPLAB_BGR = InputSpec(
 FCN_BGR = InputSpec(
     mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0), scale=1.0, channel_order="bgr"
 )
+FCIS_BGR = InputSpec(
+    mean=(103.06, 115.90, 123.15),
+    std=(1.0, 1.0, 1.0),
+    scale=1.0,
+    channel_order="bgr",
+    resize=ResizeRule(short_side=600, long_side=1000),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

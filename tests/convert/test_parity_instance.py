@@ -16,12 +16,11 @@ from pixelwise import convert
 from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.types import ImageSize
+from tests.convert import parity_fcis
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
-    "fcis_": "FCIS",
-    "rfcn_": "position-sensitive pooling of R-FCN",
     "panet_": "PANet",
     "mmdet_maskrcnn_r50_pafpn": "PANet's neck",
     "mmdet_maskrcnn_r101_pafpn": "PANet's neck",
@@ -40,6 +39,8 @@ COMING = {
     "op_deform_conv": "deformable convolution",
 }
 ELSEWHERE = ("ops_",)  # tests/ops
+# Fixtures that are checked by one function each; those of Mask R-CNN have several tests below.
+RUNNERS = {**parity_fcis.RUNNERS}
 
 SYSTEMS = {
     "torchvision_maskrcnn_": "torchvision",
@@ -134,7 +135,12 @@ def test_every_fixture_has_its_place(path):
         return
     if what := coming(fixture.name):
         pytest.skip(f"{what} is not built yet")
-    assert origin_of(fixture.name), f"no rule says which system {fixture.name} belongs to"
+    runners = [run for prefix, run in RUNNERS.items() if fixture.name.startswith(prefix)]
+    assert len(runners) + bool(origin_of(fixture.name)) == 1, (
+        f"no rule says which system {fixture.name} belongs to"
+    )
+    for run in runners:
+        run(fixture)
 
 
 @dataclass

@@ -67,6 +67,19 @@ TINY: dict[str, dict[str, Any]] = {
         "codewords": 8,
         "codeword_width": 16,
     },
+    "FCIS": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "parts": 3,
+        "mask_side": 9,
+        "width": 16,
+        "rpn_width": 16,
+        "anchor_sizes": (16, 32, 64),
+        "proposals": 20,
+        "regions_per_image": 12,
+        "min_side_px": 2.0,
+        "detections_per_image": 8,
+    },
     "FCN": {"num_classes": K, "backbone": "test_vgg", "fc_width": 16, "head_width": 16},
     "GCN": {"num_classes": K, "backbone": "test_resnet", "kernel": 5},
     "MaskRCNN": {
@@ -82,6 +95,18 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "ParseNet": {"num_classes": K, "backbone": "test_vgg", "fc_width": 16, "fc_rate": 2},
     "PSPNet": {"num_classes": K, "backbone": "test_resnet", "branch_width": 8, "head_width": 16},
+    "RFCN": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "parts": 3,
+        "width": 16,
+        "rpn_width": 16,
+        "anchor_sizes": (16, 32, 64),
+        "proposals": 20,
+        "regions_per_image": 12,
+        "min_side_px": 2.0,
+        "detections_per_image": 8,
+    },
     "UNet": {"num_classes": K, "widths": (8, 8, 16), "decoder_widths": (8, 8)},
 }
 # A row whose form needs more than its class's settings, or keeps its own backbone.

@@ -35,6 +35,10 @@ class Conventions:
         sampled_normaliser: divide the RPN losses by the anchors drawn, not by the number to draw.
         mask_targets:       "bitmap": binarised at 0.5; "torchvision": soft values.
         paste:              "grid": sampled at pixel centres; "expanded": resized to whole pixels.
+        window_anchors:     anchors grow from the window of a cell, not around its corner, and their
+                            ratios are rounded to whole pixels of it.
+        border_anchors:     whether anchors that reach out of the picture are learnt from.
+        softmax_objectness: two maps per anchor, first all those of the background, instead of one.
 
     Source:  detectron2 0.6, mmdet 3.3, torchvision 0.29: their default configurations and code.
     """
@@ -54,6 +58,9 @@ class Conventions:
     sampled_normaliser: bool
     mask_targets: Literal["bitmap", "torchvision"]
     paste: Literal["grid", "expanded"]
+    window_anchors: bool = False
+    border_anchors: bool = True
+    softmax_objectness: bool = False
 
 
 _TORCHVISION = Conventions(
@@ -114,3 +121,14 @@ CONVENTIONS: dict[Origin, Conventions] = {
     # gave its frozen norms an epsilon.
     "torchvision_v1": replace(_TORCHVISION, norm_eps=0.0),
 }
+
+# The first stage of R-FCN and FCIS, in the code that their authors released. Their second stage has
+# no RoIAlign and no mask head, so what concerns those is not read.
+POSITION_SENSITIVE = replace(
+    CONVENTIONS["detectron2"],
+    anchor_order="ratio",
+    box_beta=1 / 9,
+    window_anchors=True,
+    border_anchors=False,
+    softmax_objectness=True,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -24,9 +24,17 @@ class Detections(NamedTuple):
     valid: Tensor
 
 
-def place_in_pictures(
-    found: Detections, sizes: Sequence[ImageSize]
-) -> Iterator[tuple[Tensor, Tensor]]:
+class Boxes(Protocol):
+    """Anything with boxes [B, D, 4] in network-input pixels, of which `valid` [B, D] are meant."""
+
+    @property
+    def boxes(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def valid(self) -> Tensor: ...  # noqa: D102
+
+
+def place_in_pictures(found: Boxes, sizes: Sequence[ImageSize]) -> Iterator[tuple[Tensor, Tensor]]:
     """Undo resizing and padding: which detections lie in each picture, and where.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixelwise.nn.conventions import Conventions
 from pixelwise.ops.boxes import pairwise_ioa, pairwise_iou
-from pixelwise.ops.matching import match_boxes
+from pixelwise.ops.matching import BACKGROUND, IGNORED, match_boxes
 from pixelwise.ops.roi import pool_levels
 from pixelwise.ops.sampling import sample_balanced
 from pixelwise.types import InstanceTarget, MaskCrops
@@ -229,6 +229,7 @@ def sample_regions(
     *,
     count: int = 512,
     positive_frac: float = 0.25,
+    background_iou: float = 0.0,
     num_classes: int,
 ) -> Regions:
     """Draw the regions that the second stage learns from.
@@ -241,6 +242,7 @@ def sample_regions(
         targets:       one per image.
         count:         regions per image.
         positive_frac: largest share of regions matched to an object (IoU of at least 0.5).
+        background_iou: background overlaps some object by this much at least, so that it is hard.
         num_classes:   K.
 
     Returns:
@@ -254,6 +256,9 @@ def sample_regions(
         boxes = proposals.boxes[image][proposals.valid[image]]  # [N, 4]
         boxes = torch.cat([boxes, target.boxes[usable_objects(target)]])
         matches = match_objects(boxes, target, high=0.5, low=0.5)  # [N]
+        if background_iou > 0:
+            far = match_objects(boxes, target, high=0.5, low=background_iou) == BACKGROUND
+            matches = matches.masked_fill(far, IGNORED)
         positive, negative = sample_balanced(matches, count=count, positive_frac=positive_frac)
         chosen = torch.cat([positive, negative])  # [S]
         boxes, matches = boxes[chosen], matches[chosen]

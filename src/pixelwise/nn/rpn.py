@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
 from pixelwise.nn.regions import Proposals, best_first, match_objects
-from pixelwise.ops.anchors import base_anchors, grid_anchors
+from pixelwise.ops.anchors import base_anchors, grid_anchors, plus_one_anchors
 from pixelwise.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from pixelwise.ops.matching import IGNORED
 from pixelwise.ops.sampling import sample_balanced
 from pixelwise.ops.suppress import greedy_nms
 from pixelwise.types import InstanceTarget, Size
@@ -87,11 +90,19 @@ class AnchorGrid:
             steps = (stride, stride)
             if rules.floor_strides:
                 steps = (size[0] // height, size[1] // width)
-            base = base_anchors(
-                sizes, self.ratios, order=rules.anchor_order, rounding=rules.anchor_rounding
-            )
+            base = self._of_cell(sizes, stride)
             placed.append(grid_anchors(base.to(level.device), (height, width), steps))
         return placed
+
+    def _of_cell(self, sizes: tuple[float, ...], stride: int) -> Tensor:
+        """[A, 4] xyxy in pixels, the anchors of the first cell."""
+        rules = self.conventions
+        if rules.window_anchors:
+            base = plus_one_anchors(stride, [size / stride for size in sizes], self.ratios)
+            return base + base.new_tensor([0.0, 0.0, 1.0, 1.0])  # they hold their last pixel
+        return base_anchors(
+            sizes, self.ratios, order=rules.anchor_order, rounding=rules.anchor_rounding
+        )
 
 
 class RPNMaps(NamedTuple):
@@ -122,10 +133,11 @@ class RPN(nn.Module):
     """Score and regress the anchors of every cell with one small network shared by all levels.
 
     Args:
-        channels:    channels of every level, and of the hidden convolutions.
+        channels:    of every level.
         anchors:     the anchors of each level.
         conventions: thresholds and losses that differ by origin.
         convs:       hidden 3x3 convolutions.
+        hidden:      channels of the hidden convolutions; None for those of the levels.
         pre_nms:     candidates per level that enter the suppression (training, inference).
         post_nms:    proposals per image (training, inference).
 
@@ -140,6 +152,7 @@ class RPN(nn.Module):
         conventions: Conventions,
         *,
         convs: int = 1,
+        hidden: int | None = None,
         pre_nms: tuple[int, int] = (2000, 1000),
         post_nms: tuple[int, int] = (1000, 1000),
     ) -> None:
@@ -148,14 +161,13 @@ class RPN(nn.Module):
         self.conventions = conventions
         self.pre_nms = pre_nms
         self.post_nms = post_nms
+        widths = [channels, *[hidden or channels] * convs]
         self.convs = nn.Sequential(
-            *(
-                ConvNormAct(channels, channels, 3, bias=True, norm=None, act="relu")
-                for _ in range(convs)
-            )
+            *(ConvNormAct(a, b, 3, bias=True, norm=None, act="relu") for a, b in pairwise(widths))
         )
-        self.objectness = nn.Conv2d(channels, anchors.per_cell, 1)
-        self.deltas = nn.Conv2d(channels, 4 * anchors.per_cell, 1)
+        kinds = 2 if conventions.softmax_objectness else 1
+        self.objectness = nn.Conv2d(widths[-1], kinds * anchors.per_cell, 1)
+        self.deltas = nn.Conv2d(widths[-1], 4 * anchors.per_cell, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -165,7 +177,7 @@ class RPN(nn.Module):
     def predict(self, pyramid: Sequence[Tensor]) -> RPNMaps:
         """Score the anchors of levels [B, C, h, w]; levels without anchors are left out."""
         hidden = [self.convs(level) for level in pyramid[: len(self.anchors.sizes)]]
-        return RPNMaps([self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden])
+        return RPNMaps([self._logits(x) for x in hidden], [self.deltas(x) for x in hidden])
 
     def targets(self, anchors: Tensor, targets: Sequence[InstanceTarget]) -> RPNTargets:
         """Draw the anchors to learn from, and say what they should predict.
@@ -178,13 +190,7 @@ class RPN(nn.Module):
         negatives: list[Tensor] = []
         deltas: list[Tensor] = []
         for image, target in enumerate(targets):
-            matches = match_objects(
-                anchors,
-                target,
-                high=POSITIVE_IOU,
-                low=NEGATIVE_IOU,
-                min_low_quality=self.conventions.min_low_quality,
-            )  # [A]
+            matches = self._match(anchors, target)  # [A]
             positive, negative = sample_balanced(
                 matches, count=ANCHORS_PER_IMAGE, positive_frac=POSITIVE_FRAC
             )
@@ -195,6 +201,25 @@ class RPN(nn.Module):
         is_object = torch.zeros(len(chosen), device=chosen.device)
         is_object[: sum(map(len, positives))] = 1
         return RPNTargets(chosen, is_object, torch.cat(deltas))
+
+    def _match(self, anchors: Tensor, target: InstanceTarget) -> Tensor:
+        """[A] int64, what each anchor stands for, see `match_objects`."""
+        rules = self.conventions
+        match = partial(
+            match_objects,
+            target=target,
+            high=POSITIVE_IOU,
+            low=NEGATIVE_IOU,
+            min_low_quality=rules.min_low_quality,
+        )
+        if rules.border_anchors:
+            return match(anchors)
+        height, width = target.size
+        frame = anchors.new_tensor([width, height])
+        inside = ((anchors[:, :2] >= 0) & (anchors[:, 2:] <= frame)).all(dim=1)  # [A]
+        matches = torch.full_like(inside, IGNORED, dtype=torch.int64)
+        matches[inside] = match(anchors[inside])
+        return matches
 
     def loss(
         self, maps: RPNMaps, size: Size, targets: Sequence[InstanceTarget]
@@ -281,6 +306,14 @@ class RPN(nn.Module):
         valid = best[0] > float("-inf")  # [N]
         boxes_out = box[index[0]].masked_fill(~valid[:, None], 0.0)  # [N, 4]
         return boxes_out, best[0].masked_fill(~valid, 0.0), valid
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[B, A, h, w] objectness; the logit of a softmax over two is their difference."""
+        x = self.objectness(hidden)
+        if not self.conventions.softmax_objectness:
+            return x
+        background, foreground = x.tensor_split(2, dim=1)
+        return foreground - background
 
     def _flatten(self, maps: RPNMaps) -> tuple[list[Tensor], list[Tensor]]:
         """Per level, logits [B, h * w * A] and deltas [B, h * w * A, 4] in the order of anchors."""

@@ -11,18 +11,28 @@ from typing import Any
 from torch import nn
 
 from pixelwise.errors import UsageError
-from pixelwise.spec import DEEPLAB_BGR, DETECTION_RGB, FCN_BGR, IMAGENET_RGB, InputSpec, Task
+from pixelwise.spec import (
+    DEEPLAB_BGR,
+    DETECTION_RGB,
+    FCIS_BGR,
+    FCN_BGR,
+    IMAGENET_RGB,
+    InputSpec,
+    Task,
+)
 from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
 from pixelwise.systems.deeplabv1 import DeepLabV1, DeepLabV1Config
 from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
 from pixelwise.systems.deeplabv3 import DeepLabV3, DeepLabV3Config
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
 from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
+from pixelwise.systems.fcis import FCIS, FCISConfig
 from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.systems.parsenet import ParseNet, ParseNetConfig
 from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
+from pixelwise.systems.rfcn import RFCN, RFCNConfig
 from pixelwise.systems.unet import UNet, UNetConfig
 
 
@@ -72,6 +82,10 @@ SYSTEMS: dict[str, Entry] = {
     "efficientfcn": Entry(system=EfficientFCN, config=EfficientFCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_resnet50": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_efficientnet_lite0": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="tf_efficientnet_lite0", compress_width=128, codewords=64, codeword_width=256), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "fcis": Entry(system=FCIS, config=FCISConfig(), input=FCIS_BGR, task="instance"),
+    "fcis_coco": Entry(system=FCIS, config=FCISConfig(num_classes=80, anchor_sizes=(64, 128, 256, 512), with_ohem=True, min_side_px=2.0), input=FCIS_BGR, task="instance"),
+    "fcis_resnet50": Entry(system=FCIS, config=FCISConfig(backbone="resnet50"), input=FCIS_BGR, task="instance"),
+    "fcis_lite0": Entry(system=FCIS, config=FCISConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128), input=DETECTION_RGB, task="instance"),
     "fcn": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "fcn8s_vgg16": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "fcn8s_vgg16_pad100": Entry(system=FCN, config=FCNConfig(with_border=True), input=FCN_BGR, task="semantic"),
@@ -107,6 +121,8 @@ SYSTEMS: dict[str, Entry] = {
     "pspnet_resnet50": Entry(system=PSPNet, config=PSPNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet101": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "pspnet_efficientnet_lite0": Entry(system=PSPNet, config=PSPNetConfig(backbone="tf_efficientnet_lite0", output_stride=16, head_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "rfcn": Entry(system=RFCN, config=RFCNConfig(), input=FCIS_BGR, task="instance"),
+    "rfcn_lite0": Entry(system=RFCN, config=RFCNConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128), input=DETECTION_RGB, task="instance"),
     "unet": Entry(system=UNet, config=UNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4), input=IMAGENET_RGB, task="semantic"),
     "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
