@@ -28,7 +28,7 @@ class MultiScaleFusion(nn.Module):
     Attributes:
         out_channels: of both results.
 
-    Source: EfficientFCN (ECCV 2020), section 3.2.
+    Source: EfficientFCN (arXiv:2008.10487), section 3.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class HolisticCodebook(nn.Module):
         codewords:   n.
         norm:        see `make_norm`.
 
-    Source: EfficientFCN (ECCV 2020), section 3.3, eq. 1 and 2.
+    Source: EfficientFCN (arXiv:2008.10487), section 3.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CodewordAssembly(nn.Module):
         codewords:   n.
         norm:        see `make_norm`.
 
-    Source:  EfficientFCN (ECCV 2020), section 3.4, eq. 3.
+    Source:  EfficientFCN (arXiv:2008.10487), section 3.
     Differs: as in the released code, the product is scaled by 1 / sqrt(n), and the mean of the base
         map joins the guide before the coefficients are computed.
     """

@@ -44,7 +44,7 @@ class EfficientFCNConfig:
         class_weights:  one weight per class in the loss, or None.
         loss:           of the pixels, see `semantic_loss`.
 
-    Source: EfficientFCN (ECCV 2020), sections 3 and 4.1, and its released code.
+    Source: EfficientFCN (arXiv:2008.10487), sections 3 and 4, and its release.
     """
 
     num_classes: int = 59
@@ -62,7 +62,7 @@ class EfficientFCNConfig:
     def __post_init__(self) -> None:
         check_config(self, {"norm": NORMS})
         check_pixel_loss(self.loss)
-        for key in ("num_classes", "compress_width", "codewords", "codeword_width"):
+        for key in ("compress_width", "codewords", "codeword_width"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} is at least 1, not {getattr(self, key)}")
 
@@ -86,7 +86,8 @@ class EfficientFCN(nn.Module):
     Args:
         cfg: the settings.
 
-    Source: EfficientFCN: Holistically-guided Decoding for Semantic Segmentation, ECCV 2020.
+    Source: EfficientFCN: Holistically-guided Decoding for Semantic Segmentation, ECCV 2020
+        (arXiv:2008.10487).
     """
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {"classify": 1}
