@@ -104,6 +104,6 @@ def test_timms_own_keys_and_flattened_ones() -> None:
     from pixelwise.convert.backbones import _fill, _rules_for
 
     state = dict(donor.state_dict())
-    line = _fill(system.backbone.body, state, _rules_for(system.backbone, state))
+    line = _fill([system.backbone.body], state, _rules_for(system.backbone, state))
     total = len(system.backbone.body.state_dict())
     assert f"{total} of {total} tensors filled" in line

@@ -23,7 +23,7 @@ def test_timms_classifier_fills_the_trunk(name: str) -> None:
     torch.manual_seed(0)
     donor = timm.create_model(name, num_classes=3).eval()
     ours = build_backbone(name, levels=(5,)).eval()
-    line = _fill(ours, dict(donor.state_dict()), _rules_for(ours, donor.state_dict()))
+    line = _fill([ours], dict(donor.state_dict()), _rules_for(ours, donor.state_dict()))
     assert "left out, under head, pre_logits" in line
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -41,6 +41,6 @@ def test_torchvisions_and_caffes_names_fill_the_same_trunk() -> None:
     torchvision["classifier.6.weight"] = torch.zeros(2, 4)
     for state in (caffe, torchvision):
         ours = build_backbone("vgg16", levels=(3, 5), style="fcn")
-        _fill(ours, state, _rules_for(ours, state))
+        _fill([ours], state, _rules_for(ours, state))
         for key, value in ours.state_dict().items():
             assert torch.equal(value, donor.state_dict()[key])

