@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from pixelwise.ops.resize import resize
-from tests.convert.parity import backbone_name, check_all, convert, output_stride
+from tests.convert.parity import check_all, convert, output_stride
 from tests.fixtures import Fixture
+
+
+def timm_encoder(fixture: Fixture) -> dict[str, Any]:
+    """smp's "tu-NAME" is timm's own network even where we have one of that name."""
+    found = re.search(r"_tu-([\w.]+?)_cls", fixture.name)
+    return {"backbone": f"timm/{found[1]}", "backbone_style": None} if found else {}
 
 
 @torch.no_grad()
 def run_pspnet(fixture: Fixture) -> None:
     origin = fixture.name.split("_")[0]
     settings = (
-        backbone_name(fixture) if origin == "smp" else {"output_stride": output_stride(fixture, 8)}
+        timm_encoder(fixture) if origin == "smp" else {"output_stride": output_stride(fixture, 8)}
     )
     system = convert(fixture, origin, "pspnet", **settings).system
     for tag, images in fixture.inputs().items():
@@ -33,7 +41,7 @@ def run_pspnet(fixture: Fixture) -> None:
 @torch.no_grad()
 def run_unet(fixture: Fixture) -> None:
     origin = fixture.name.split("_")[0]
-    settings = backbone_name(fixture) if origin == "smp" else {}
+    settings = timm_encoder(fixture) if origin == "smp" else {}
     system = convert(fixture, origin, "unet", **settings).system
     for tag, images in fixture.inputs().items():
         logits = system(images).logits

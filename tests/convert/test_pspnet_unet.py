@@ -10,7 +10,7 @@ from pixelwise.convert.rules import invert, translate
 from pixelwise.errors import ConversionError
 from pixelwise.systems import create
 
-MMSEG_PSP = {"align_corners": False, "backbone_style": "v1c"}
+MMSEG_PSP = {"align_corners": False, "backbone_style": "v1c", "aux_width": 64}
 SMP_PSP = {
     "backbone_style": "smp",
     "output_stride": 32,
@@ -36,13 +36,19 @@ SMP_UNET = {
     "head_kernel": 3,
     "backbone_style": "smp",
 }
+AUX = {"aux_weight": 0.4, "aux_width": 5}
 FIVE = (40, 32, 24, 16, 8)
 
 # (origin, system, what differs from the system's defaults, what the file cannot say)
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-    ("semseg", "pspnet", {"backbone": "resnet152", "num_classes": 150, "branch_width": 512}, {}),
+    ("semseg", "pspnet", {"backbone": "resnet152", "branch_width": 512, "aux_width": 256}, {}),
     ("semseg", "pspnet", {"backbone": "resnet50", "branch_width": 64, "aux_weight": 0.0}, {}),
-    ("semseg", "pspnet", {"branch_width": 32, "in_channels": 1, "bins": (1, 2, 3)}, {}),
+    (
+        "semseg",
+        "pspnet",
+        {"branch_width": 32, "in_channels": 1, "bins": (1, 2, 3), "aux_width": 8},
+        {},
+    ),
     ("mmseg", "pspnet", {**MMSEG_PSP, "backbone": "resnet101", "branch_width": 512}, {}),
     (
         "mmseg",
@@ -67,7 +73,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "mmseg",
         "unet",
-        {**MMSEG_UNET, "widths": (8, 16, 32), "decoder_widths": (16, 8), "aux_weight": 0.4},
+        {**MMSEG_UNET, "widths": (8, 16, 32), "decoder_widths": (16, 8)} | AUX,
         {},
     ),
     ("mmseg", "unet", {**MMSEG_UNET, "num_classes": 5, "in_channels": 4}, {}),
@@ -121,3 +127,10 @@ def test_there_and_back(case: tuple[str, str, dict[str, Any], dict[str, Any]]) -
 def test_another_projects_file_is_refused(origin: str) -> None:
     with pytest.raises(ConversionError, match="is it of this origin and system"):
         import_checkpoint({"fc.weight": torch.zeros(2, 2)}, origin=origin, name="pspnet")
+
+
+@pytest.mark.parametrize("name", ["pspnet", "unet"])
+def test_other_encoders_of_smps_own_are_named_as_the_reason(name: str) -> None:
+    state = {"encoder.features.0.0.weight": torch.zeros(8, 3, 3, 3)}
+    with pytest.raises(ConversionError, match=r"ResNets and ResNeXts.*tu-NAME"):
+        import_checkpoint(state, origin="smp", name=name)

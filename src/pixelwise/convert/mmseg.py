@@ -51,3 +51,11 @@ def infer_backbone(state: State, prefix: str = "backbone.") -> dict[str, Any]:
 def infer_aux_weight(state: State) -> dict[str, float]:
     """The config field `aux_weight`: mmseg's 0.4 where the checkpoint has such a head."""
     return {"aux_weight": 0.4 if "auxiliary_head.conv_seg.weight" in state else 0.0}
+
+
+def infer_auxiliary(state: State) -> dict[str, Any]:
+    """The config fields `aux_weight` and, with such a head, `aux_width`."""
+    found: dict[str, Any] = {**infer_aux_weight(state)}
+    if found["aux_weight"]:
+        found["aux_width"] = shape_of(state, "auxiliary_head.convs.0.conv.weight")[0]
+    return found

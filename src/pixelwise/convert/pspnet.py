@@ -35,8 +35,13 @@ def _semseg_infer(state: State) -> dict[str, Any]:
         "bins": _BINS[: count_of(state, r"ppm\.features\.(\d)\.")],
         "branch_width": rows_of(state, "ppm.features.0.1.weight"),
         "head_width": rows_of(state, "cls.0.weight"),
-        "aux_weight": 0.4 if "aux.4.weight" in state else 0.0,
+        **_semseg_auxiliary(state),
     }
+
+
+def _semseg_auxiliary(state: State) -> dict[str, Any]:
+    first = "aux.0.weight"
+    return {"aux_width": rows_of(state, first)} if first in state else {"aux_weight": 0.0}
 
 
 def _mmseg_rules(cfg: PSPNetConfig) -> list[Rule]:
@@ -58,7 +63,7 @@ def _mmseg_infer(state: State) -> dict[str, Any]:
     head = "decode_head."
     return {
         **mmseg.infer_backbone(state),
-        **mmseg.infer_aux_weight(state),
+        **mmseg.infer_auxiliary(state),
         "num_classes": rows_of(state, head + "conv_seg.weight"),
         "bins": _BINS[: count_of(state, r"decode_head\.psp_modules\.(\d)\.")],
         "branch_width": rows_of(state, head + "psp_modules.0.1.conv.weight"),

@@ -40,7 +40,7 @@ def _mmseg_infer(state: State) -> dict[str, Any]:
         rows_of(state, f"backbone.encoder.{i}.1.convs.0.conv.weight") for i in range(1, levels)
     ]
     return {
-        **mmseg.infer_aux_weight(state),
+        **mmseg.infer_auxiliary(state),
         "num_classes": rows_of(state, "decode_head.conv_seg.weight"),
         "backbone": "unet",
         "in_channels": shape_of(state, first)[1],

@@ -124,7 +124,7 @@ SYSTEMS: dict[str, Entry] = {
     "rfcn": Entry(system=RFCN, config=RFCNConfig(), input=FCIS_BGR, task="instance"),
     "rfcn_lite0": Entry(system=RFCN, config=RFCNConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128), input=DETECTION_RGB, task="instance"),
     "unet": Entry(system=UNet, config=UNetConfig(), input=IMAGENET_RGB, task="semantic"),
-    "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4), input=IMAGENET_RGB, task="semantic"),
+    "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4, aux_width=64), input=IMAGENET_RGB, task="semantic"),
     "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
     "unet_efficientnet_lite0": Entry(system=UNet, config=UNetConfig(backbone="tf_efficientnet_lite0", decoder_widths=(128, 64, 32, 16, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
 }

@@ -50,6 +50,7 @@ class PSPNetConfig:
         align_corners:  of every bilinear resize; pairs with input sizes 8n + 1.
         aux_weight:     weight of a second loss on stage 4's map, 0 for none; training only.
                         Section 4.2 finds 0.4 the best.
+        aux_width:      channels inside that head; None for a quarter of the map's.
         class_weights:  one weight per class in the loss, or None.
         loss:           of the pixels, see `semantic_loss`.
 
@@ -72,6 +73,7 @@ class PSPNetConfig:
     dropout: float = 0.1
     align_corners: bool = True
     aux_weight: float = 0.4
+    aux_width: int | None = None
     class_weights: tuple[float, ...] | None = None
     loss: PixelLoss = "cross_entropy"
 
@@ -139,7 +141,9 @@ class PSPNet(nn.Module):
         self.dropout = nn.Dropout2d(cfg.dropout)
         self.classify = nn.Conv2d(cfg.head_width, cfg.num_classes, last, padding=last // 2)
         self.auxiliary = (
-            FCNHead(channels[0], cfg.num_classes, norm=cfg.norm) if cfg.aux_weight else None
+            FCNHead(channels[0], cfg.num_classes, width=cfg.aux_width, norm=cfg.norm)
+            if cfg.aux_weight
+            else None
         )
         self.criterion = PixelCriterion(
             cfg.loss, cfg.class_weights, align_corners=cfg.align_corners

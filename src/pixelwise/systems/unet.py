@@ -62,6 +62,7 @@ class UNetConfig:
         head_width:     channels of a 3x3 convolution before the classifier, 0 for none.
         head_kernel:    side of the classifier, 1 or 3.
         aux_weight:     weight of a second loss on the map at stride 2, 0 for none; training only.
+        aux_width:      channels inside that head; None for a quarter of the map's.
         class_weights:  one weight per class in the loss, or None.
         loss:           of the pixels, see `semantic_loss`.
 
@@ -82,6 +83,7 @@ class UNetConfig:
     head_width: int = 0
     head_kernel: int = 1
     aux_weight: float = 0.0
+    aux_width: int | None = None
     class_weights: tuple[float, ...] | None = None
     loss: PixelLoss = "cross_entropy"
 
@@ -242,5 +244,4 @@ def _auxiliary(cfg: UNetConfig) -> FCNHead | None:
     """A classifier of the map at stride 2."""
     if not cfg.aux_weight:
         return None
-    width = cfg.head_width or None
-    return FCNHead(cfg.decoder_widths[-2], cfg.num_classes, width=width, norm=cfg.norm)
+    return FCNHead(cfg.decoder_widths[-2], cfg.num_classes, width=cfg.aux_width, norm=cfg.norm)
