@@ -16,6 +16,7 @@ from pixelwise.train import resume, run_recipe
 from pixelwise.training import recipe as recipes
 from pixelwise.training.dry_run import dry_run
 from pixelwise.training.interruption import TrainingInterrupted
+from tests.data.made_up import annotation, coco_content, square, write_coco
 from tests.training_stand_ins import CLASSES, Tiny, add_tiny_system, make_squares, recipe_tree
 
 
@@ -241,6 +242,31 @@ def test_dry_run_leaves_nothing_and_counts_memory(data, tmp_path):
     assert result.memory["activations"] > 4 * 24 * 24 * 4 * (3 + 8 + 8 + 3) / 2**20
 
 
+def test_weights_between_objects_reach_the_loss(tmp_path, monkeypatch):
+    """Every picture has two neighbours; validation is not weighted."""
+    content = coco_content(images=4)
+    content["annotations"] = [
+        annotation(2 * i + k, 10 + i, 7, square(x, 4, 8))
+        for i in range(4)
+        for k, x in enumerate((4, 14))
+    ]
+    source = write_coco(tmp_path, content)
+    seen = {True: [], False: []}
+    loss = Tiny.loss
+
+    def spy(self, images, targets):
+        seen[self.training] += [t.weights for t in targets]
+        return loss(self, images, targets)
+
+    monkeypatch.setattr(Tiny, "loss", spy)
+    keys = {"val": "train", "border_weight": 10, "border_sigma_px": 4}
+    run(source, tmp_path / "run", data=keys)
+    assert len(seen[True]) == 8
+    assert all(weights.max() > 5 and weights.min() == 1 for weights in seen[True])
+    assert seen[False]
+    assert all(weights is None for weights in seen[False])
+
+
 WRONG = [
     ({"data": {"batch_size": 4}, "optim": {"accumulate": 3}}, UsageError, "multiple of 3"),
     ({"data": {"batch_size": 9}}, UsageError, "more than the 8 pictures of split 'train'"),
@@ -248,6 +274,7 @@ WRONG = [
     ({"data": {"source": "none.yaml"}}, DataError, "none.yaml"),
     ({"data": {"mean": [0.1]}}, UsageError, "give both or neither"),
     ({"data": {"class_weights": [1.0]}}, UsageError, "1 numbers, the data 3 classes"),
+    ({"data": {"border_weight": 10}}, DataError, "masks says one class per pixel"),
     ({"run": {"precision": "fp16"}}, UsageError, "fp16.*GPU"),
     ({"model": {"name": "tinny"}}, UsageError, "did you mean"),
     ({"model": {"widht": 3}}, UsageError, "did you mean 'width'"),

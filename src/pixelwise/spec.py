@@ -152,8 +152,13 @@ class AugmentSpec:
         vertical_flip:  probability of a top-bottom flip (microscopy, aerial pictures).
         color:          strength of brightness, contrast, saturation and hue jitter, 0..1.
         blur:           probability of a Gaussian blur.
+        elastic:        standard deviation of an elastic deformation, pixels of the crop; U-Net's
+                        is 10.
         copy_paste:     probability of pasting the objects of another picture (instance task).
         mosaic:         probability of joining four pictures.
+        border_weight:  additional loss weight of background between two objects, where both touch
+                        it; U-Net's is 10 (semantic task, of data that tells objects apart).
+        border_sigma_px: how fast that weight falls with the two distances, pixels of the crop.
         max_class_frac: a semantic crop is drawn again while one class covers more than this.
         min_visible_frac: an object whose visible part falls below this share is dropped.
     """
@@ -164,8 +169,11 @@ class AugmentSpec:
     vertical_flip: float = 0.0
     color: float = 0.0
     blur: float = 0.0
+    elastic: float = 0.0
     copy_paste: float = 0.0
     mosaic: float = 0.0
+    border_weight: float = 0.0
+    border_sigma_px: float = 5.0
     max_class_frac: float = 0.75
     min_visible_frac: float = 0.1
 
@@ -241,8 +249,11 @@ class DataRecipe(_Section):
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
     color: float = Field(default=0.0, ge=0, le=1)
     blur: float = Field(default=0.0, ge=0, le=1)
+    elastic: float = Field(default=0.0, ge=0)
     copy_paste: float = Field(default=0.0, ge=0, le=1)
     mosaic: float = Field(default=0.0, ge=0, le=1)
+    border_weight: float = Field(default=0.0, ge=0)
+    border_sigma_px: float = Field(default=5.0, gt=0)
     max_class_frac: float = Field(default=0.75, gt=0, le=1)
     min_visible_frac: float = Field(default=0.1, ge=0, le=1)
 

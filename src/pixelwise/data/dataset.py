@@ -54,6 +54,7 @@ class Dataset:
         view:        which of the three views this is.
         background:  class of pixels without an object, in the semantic view of objects; None leaves
                      them ignored.
+        with_objects: the semantic view holds the objects too, where the files tell them apart.
         components:  take connected pieces as objects where only classes are known.
         channels:    of the pictures.
         config:      what it was opened with.
@@ -64,6 +65,7 @@ class Dataset:
     index: IntArray
     view: View = "plain"
     background: str | None = "background"
+    with_objects: bool = False
     components: bool = False
     channels: int = 3
     config: DataConfig | None = None
@@ -95,6 +97,13 @@ class Dataset:
             assert self.background is not None
             return (*source.classes, self.background)
         return source.classes
+
+    @property
+    def background_label(self) -> int | None:
+        """Label of pixels without an object, where the classes have one."""
+        if self.background not in self.classes:
+            return None
+        return self.classes.index(self.background)
 
     @property
     def colors(self) -> tuple[Color, ...] | None:
@@ -134,7 +143,9 @@ class Dataset:
         """The pictures at these positions, in that order."""
         return replace(self, index=self.index[np.asarray(indices, np.int64)])
 
-    def as_semantic(self, *, background: str | None = "background") -> Dataset:
+    def as_semantic(
+        self, *, background: str | None = "background", with_objects: bool = False
+    ) -> Dataset:
         """One label per pixel for every picture.
 
         Objects are painted with the smaller on top and crowd regions at the bottom.
@@ -143,8 +154,18 @@ class Dataset:
             background: name of the class of pixels without an object, appended as the last one
                         unless the classes have it; None leaves these pixels ignored (255). Unused
                         where the files say a class per pixel.
+            with_objects: give the objects too.
+
+        Raises:
+            DataError: objects are asked for, and the files tell none apart.
         """
-        view = replace(self, view="semantic", background=background)
+        view = replace(self, view="semantic", background=background, with_objects=with_objects)
+        for source, name in zip(self.sources, self.names, strict=True):
+            if with_objects and not source.has_instances:
+                raise DataError(
+                    f"split {name}: {source.format} says one class per pixel and tells no objects "
+                    "apart; there is nothing between them to weigh"
+                )
         if len(view.classes) > IGNORE:
             raise DataError(f"{len(view.classes)} classes; a label map holds at most {IGNORE}")
         return view
@@ -211,6 +232,7 @@ class Dataset:
         labels = instances = None
         if self.view == "semantic":
             labels = self._labels(source, at, size)
+            instances = self._instances(source, at, size) if self.with_objects else None
         elif self.view == "instance":
             instances = self._instances(source, at, size)
         else:

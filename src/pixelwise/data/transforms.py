@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pixelwise.data.borders import weigh_borders
+from pixelwise.data.elastic import deform
 from pixelwise.data.geometry import Geometry
 from pixelwise.data.images import scale_to_8_bit
 from pixelwise.data.mixing import copy_paste, mosaic
@@ -160,19 +162,24 @@ class EvalTransform:
 class TrainTransform:
     """A picture changed by chance, and its target with it.
 
-    In order: mosaic, or scale, crop and flip; copy-paste; colours; blur; normalisation; padding to
-    the crop. All chance comes from the generator that is passed in, so the same generator gives the
-    same result.
+    In order: mosaic, or scale, crop and flip; copy-paste; elastic deformation; colours; blur;
+    normalisation; padding to the crop. All chance comes from the generator that is passed in, so
+    the same generator gives the same result.
 
     Args:
         spec:    how the network is fed; random scales are relative to its resize rule.
         augment: how much of each change.
         task:    which annotation becomes the target.
+        background: label between objects, where `augment.border_weight` parts those that touch.
     """
 
-    def __init__(self, spec: InputSpec, augment: AugmentSpec, task: Task) -> None:
+    def __init__(
+        self, spec: InputSpec, augment: AugmentSpec, task: Task, *, background: int | None = None
+    ) -> None:
         self.spec, self.augment = spec, augment
         self.task: Task = task
+        self.with_borders = task == "semantic" and augment.border_weight > 0
+        self.background = background
 
     def __call__(
         self,
@@ -189,6 +196,8 @@ class TrainTransform:
                 without it.
         """
         scene = self._compose(sample, rng, draw_other)
+        if self.augment.elastic > 0:
+            scene = deform(scene, self.augment.elastic, rng)
         image = scene.image.to(torch.float32, memory_format=torch.contiguous_format)
         if self.augment.color > 0:
             image = jitter_color(image, self.augment.color, rng)
@@ -197,10 +206,23 @@ class TrainTransform:
         padded = padded_size(self.augment.crop or scene.size, self.spec.resize.pad_divisor)
         return Prepared(
             image=pad_to(normalise(image, self.spec), padded),
-            target=make_target(scene, self.task, padded),
+            target=self._target(scene, padded),
             size=ImageSize(original=sample.size, content=scene.size, input=padded),
             index=sample.index,
         )
+
+    def _target(self, scene: Scene, padded: Size) -> Target | None:
+        if not self.with_borders or scene.labels is None or scene.objects is None:
+            return make_target(scene, self.task, padded)
+        labels, weights = weigh_borders(
+            scene,
+            peak=self.augment.border_weight,
+            sigma_px=self.augment.border_sigma_px,
+            background=self.background,
+        )
+        target = make_target(replace(scene, labels=labels), self.task, padded)
+        assert isinstance(target, SemanticTarget)
+        return replace(target, weights=pad_to(torch.from_numpy(weights), padded))
 
     def _compose(
         self, sample: Sample, rng: np.random.Generator, draw_other: Callable[[], Sample] | None
@@ -243,8 +265,8 @@ class TrainTransform:
             geometry,
             channels=self.spec.channels,
             antialias=self.spec.resize.antialias,
-            min_visible_frac=self.augment.min_visible_frac,
-            task=self.task,
+            min_visible_frac=0.0 if self.with_borders else self.augment.min_visible_frac,
+            task=None if self.with_borders else self.task,
         )
 
 

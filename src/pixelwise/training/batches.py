@@ -37,7 +37,12 @@ class StepBatches:
         )
         self.loader: DataLoader[Batch] = make_loader(
             session.parts.train,
-            TrainTransform(session.parts.input, recipe.data.augment, session.parts.task),
+            TrainTransform(
+                session.parts.input,
+                recipe.data.augment,
+                session.parts.task,
+                background=session.parts.train.background_label,
+            ),
             batch_size=self.part,
             workers=recipe.data.workers,
             sampler=self.sampler,

@@ -62,6 +62,10 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
     """
     name, config, spec = _resolve_model(recipe)
     entry = find(name)
+    if recipe.data.border_weight > 0 and entry.task != "semantic":
+        raise UsageError(
+            f"data.border_weight is of label maps, and {name} learns objects; leave it out"
+        )
     train = replace(open_view(recipe, recipe.data.train, entry.task), channels=spec.channels)
     val = replace(open_view(recipe, recipe.data.val, entry.task), channels=spec.channels)
     classes = tuple(train.classes)
@@ -86,7 +90,9 @@ def open_view(recipe: Recipe, split: str, task: Task) -> Dataset:
     """One split of a recipe's data, as the task needs it."""
     data = recipe.data
     found = datasets.open(data.source, images=data.images, split=split, format=data.format)
-    view = found.as_semantic() if task == "semantic" else found.as_instances()
+    # Weights between objects are the only thing of a semantic target that needs objects.
+    weighs = data.border_weight > 0 and split == data.train
+    view = found.as_semantic(with_objects=weighs) if task == "semantic" else found.as_instances()
     if len(view) == 0:
         raise DataError(
             f"{data.source}: split {split!r} has no pictures; see `pixelwise data stats`"
