@@ -1,10 +1,13 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pixelwise.convert.backbones import xception_rules
+from pixelwise.convert.rules import translate
 from pixelwise.errors import UsageError
 from pixelwise.nn.backbones import build_backbone, resnet
 from pixelwise.nn.backbones.resnet import Block, make_stage
@@ -31,6 +34,7 @@ def dilations(stage: nn.Module) -> list[int]:
         ("resnext101_32x8d", 86_742_336),
         ("wide_resnet50_2", 66_834_240),
         ("xception65", 37_867_312),
+        ("xception71", 40_289_736),
         ("mobilenet_v3_large", 2_971_952),
     ],
 )
@@ -198,6 +202,31 @@ def test_xception_shortcut_adds_the_input_without_relu() -> None:
     kept = x.clone()
     torch.testing.assert_close(block(x)[0], kept)
     torch.testing.assert_close(x, kept)  # nothing worked in place on the input
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("xception71", 16),
+        pytest.param("xception71", 32, marks=pytest.mark.slow),
+        pytest.param("xception65", 8, marks=pytest.mark.slow),
+        pytest.param("xception65", 32, marks=pytest.mark.slow),
+        pytest.param("xception41", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_xceptions_equal_timms(name: str, output_stride: int) -> None:
+    """At stride 8 timm's Xception-71 lacks a shortcut of its other strides, so it has no row."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(
+        name, features_only=True, output_stride=output_stride, out_indices=(1, 2, 3, 4)
+    ).eval()
+    ours = build_backbone(name, style="timm", output_stride=output_stride).eval()
+    rules = xception_rules(separator="_")
+    ours.load_state_dict(translate(rules, theirs.state_dict(), ours.state_dict()).state)
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        for a, b in zip(ours(images), theirs(images), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("style", "negative"), [("tf", True), ("timm", False)])

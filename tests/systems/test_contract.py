@@ -55,6 +55,8 @@ TINY: dict[str, dict[str, Any]] = {
     "DeepLabV3Plus": {
         "num_classes": K,
         "backbone": "test_resnet",
+        "backbone_style": None,
+        "multi_grid": (1, 1, 1),
         "aspp_width": 16,
         "decoder_width": 16,
         "low_level_width": 8,

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from pixelwise.convert import import_checkpoint, origins
+from pixelwise.convert.rules import invert
 from pixelwise.errors import UsageError
 from pixelwise.ops.resize import resize
 from pixelwise.systems import create
@@ -29,6 +31,65 @@ def test_parameters_of_the_paper() -> None:
     assert count(net.context) - projection == 2_691_584
     assert count(net.decoder) + count(net.classify) == 168_325
     assert count(net) == 41_055_413
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [
+        # 32 low-level channels: 16 fewer rows of the reduction, inputs of the first convolution
+        ({"low_level_width": 32}, 41_055_413 - 16 * (256 + 2) - 16 * (9 + 2 + 256)),
+        ({"output_stride": 8, "aspp_rates": (12, 24, 36)}, 41_055_413),
+        ({"backbone": "xception71"}, 41_055_413 + 40_289_736 - 37_867_312),
+        # smp: one convolution, nothing within a pair, a 3x3 after the projection
+        (
+            {"conv": "bare_separable", "projection": "1x1+3x3", "decoder_depth": 1},
+            41_042_005,
+        ),
+        # mmseg
+        (
+            {
+                "backbone": "resnet50",
+                "backbone_style": "v1c",
+                "projection": "3x3",
+                "aspp_width": 512,
+                "decoder_width": 512,
+                "aux_weight": 0.4,
+            },
+            43_591_418,
+        ),
+    ],
+)
+def test_parameters_of_variants(options: dict, parameters: int) -> None:
+    with torch.device("meta"):
+        assert count(create("deeplabv3plus", **options)) == parameters
+
+
+def test_norms_of_the_backbone_have_another_epsilon_than_those_of_the_head() -> None:
+    with torch.device("meta"):
+        net = create("deeplabv3plus")
+
+    def epsilons(module: nn.Module) -> set[float]:
+        return {m.eps for m in module.modules() if isinstance(m, nn.BatchNorm2d)}
+
+    assert epsilons(net.backbone) == {1e-3}
+    assert epsilons(net.context) | epsilons(net.decoder) == {1e-5}
+
+
+@pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3plus_resnet101"])
+def test_resnets_have_the_multi_grid_of_deeplabv3(name: str) -> None:
+    with torch.device("meta"):
+        backbone = create(name).backbone
+    assert [block.conv2.dilation[0] for block in backbone.layer4] == [2, 4, 8]
+
+
+def test_one_state_dict_serves_both_output_strides() -> None:
+    coarse = tiny(backbone="resnet18", output_stride=16).eval()
+    dense = tiny(backbone="resnet18", output_stride=8, aspp_rates=(12, 24, 36)).eval()
+    dense.load_state_dict(coarse.state_dict())
+    images = torch.randn(1, 3, 65, 97)
+    assert coarse(images).logits.shape == dense(images).logits.shape == (1, 3, 17, 25)
+    assert coarse.context(coarse.backbone(images)[-1]).shape[-2:] == (5, 7)
+    assert dense.context(dense.backbone(images)[-1]).shape[-2:] == (9, 13)
 
 
 @pytest.mark.parametrize("side", [(64, 64), (65, 97), (33, 50)])
@@ -137,6 +198,68 @@ def test_probabilities_on_request() -> None:
 def test_any_number_of_channels(channels: int) -> None:
     net = tiny(in_channels=channels).eval()
     assert net(torch.randn(1, channels, 32, 32)).logits.shape == (1, 3, 8, 8)
+
+
+MMSEG = {"backbone_style": "v1c", "projection": "3x3", "aux_weight": 0.4, "low_level_width": 12}
+SMP = {"conv": "bare_separable", "projection": "1x1+3x3", "decoder_depth": 1}
+PLAIN = {"backbone_style": "deeplab-pytorch", "conv": "plain"}
+VARIANTS = [
+    ("mmseg", {"backbone": "resnet18", **MMSEG, "aspp_width": 128, "decoder_width": 128}),
+    ("mmseg", {"backbone": "resnet101", **MMSEG, "num_classes": 19, "aux_weight": 0.0}),
+    ("smp", {"backbone": "resnet101", "backbone_style": "smp", **SMP, "num_classes": 4}),
+    ("smp", {"backbone": "xception71", "backbone_style": "timm", **SMP, "decoder_width": 64,
+             "aspp_width": 64}),
+    ("deeplab-pytorch", {"backbone": "resnet101", **PLAIN}),
+    ("deeplab-pytorch", {"backbone": "resnet50", **PLAIN, "num_classes": 182}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("origin", "options"), VARIANTS)
+def test_variants_convert_both_ways(origin: str, options: dict) -> None:
+    """Depth, widths, class count and heads are read from the shapes of the origin's names."""
+    with torch.device("meta"):
+        net = create("deeplabv3plus", **options)
+        theirs = invert(origins("deeplabv3plus")[origin].rules(net.cfg), net.state_dict())
+        imported = import_checkpoint(theirs, origin=origin, name="deeplabv3plus")
+    assert not imported.translation.dropped
+    shapes = [
+        {k: v.shape for k, v in system.state_dict().items()} for system in (net, imported.system)
+    ]
+    assert shapes[0] == shapes[1]
+    for key, value in options.items():
+        assert getattr(imported.system.cfg, key) == value, key
+
+
+def test_deeplab_pytorchs_decoder_under_its_own_names() -> None:
+    """Its source names `reduce`, and in `fc2` the parts conv1, conv2 and conv3, the classifier."""
+    with torch.device("meta"):
+        net = create("deeplabv3plus", backbone="resnet50", **PLAIN, num_classes=5)
+        rules = origins("deeplabv3plus")["deeplab-pytorch"].rules(net.cfg)
+        shapes = {k: v.shape for k, v in invert(rules, net.state_dict()).items()}
+    torch.manual_seed(0)
+    theirs = {
+        key: torch.zeros((), dtype=torch.int64)
+        if key.endswith("num_batches_tracked")
+        else torch.rand(shape) + 0.5
+        if key.endswith("running_var")
+        else 0.1 * torch.randn(shape)
+        for key, shape in shapes.items()
+    }
+    named = import_checkpoint(theirs, origin="deeplab-pytorch", name="deeplabv3plus").system
+    named.backbone, named.context = nn.Identity(), nn.Identity()  # V3's, with a fixture of theirs
+
+    def block(x: torch.Tensor, name: str, padding: int) -> torch.Tensor:
+        x = nn.functional.conv2d(x, theirs[f"{name}.conv.weight"], padding=padding)
+        norm = [f"{name}.bn.{part}" for part in ("running_mean", "running_var", "weight", "bias")]
+        return nn.functional.batch_norm(x, *(theirs[key] for key in norm)).relu()
+
+    low, context = torch.randn(1, 256, 9, 13), torch.randn(1, 256, 3, 4)
+    x = torch.cat([resize(context, (9, 13)), block(low, "reduce", 0)], 1)
+    x = block(block(x, "fc2.conv1", 1), "fc2.conv2", 1)
+    expected = nn.functional.conv2d(x, theirs["fc2.conv3.weight"], theirs["fc2.conv3.bias"])
+    with torch.no_grad():
+        logits = named.classify(named.decoder(context, low))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
