@@ -15,16 +15,16 @@ from tests.convert.parity import check_all, convert, output_stride, words
 from tests.fixtures import Fixture
 
 
-def _stages(system: Any, images: Tensor, suffix: str) -> dict[str, Tensor]:
+def _stages(fusion: Any, given: Any, suffix: str) -> dict[str, Tensor]:
     """The layers of the release by name, and the result under the names of both origins."""
-    fusion, found = system.fusion, {}
+    found: dict[str, Tensor] = {}
     layers = dict(zip(("score_fr", "score_pool4", "score_pool3"), fusion.score, strict=False))
     layers |= dict(zip(("upscore2", "upscore_pool4"), fusion.doublings, strict=False))
     handles = [
         layer.register_forward_hook(lambda _, __, out, name=name: found.update({name: out}))
         for name, layer in layers.items()
     ]
-    logits = system(images).logits
+    logits = fusion(*given)
     for handle in handles:
         handle.remove()
     found |= {"logits": logits, "score": logits}
@@ -38,18 +38,22 @@ def run_skips(fixture: Fixture) -> None:
     at_once = re.search(r"pool4 x 0\.01\b", words(fixture))
     settings = {"skip_scales": (0.01, 0.0001)} if at_once else {}
     system = convert(fixture, origin, "fcn", **settings).system
+    fusion, calls = system.fusion, []
+    fusion.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
+    before = {key: value.clone() for key, value in fusion.state_dict().items()}
     for tag, images in fixture.inputs().items():
-        before = {key: value.clone() for key, value in system.state_dict().items() if "fus" in key}
-        stages = _stages(system, images, "")
-        for layer in system.modules():
+        fusion.load_state_dict(before)
+        logits = system(images).logits
+        given = calls[-1]  # the maps, which all three variants share
+        stages = _stages(fusion, given, "")
+        assert torch.equal(logits, stages["logits"])
+        for layer in fusion.modules():
             if isinstance(layer, BilinearDeconv):
                 layer.reset_parameters()
-        stages |= _stages(system, images, "_bilinear")
-        for layer, scale in zip(system.fusion.score, system.fusion.scales, strict=True):
+        stages |= _stages(fusion, given, "_bilinear")
+        for layer, scale in zip(fusion.score, fusion.scales, strict=True):
             layer.weight /= scale
-        stages |= _stages(system, images, "_staged_bilinear")
-        check_all(fixture, stages, tag)
-        system.load_state_dict(before, strict=False)
+        check_all(fixture, stages | _stages(fusion, given, "_staged_bilinear"), tag)
 
 
 @torch.no_grad()
