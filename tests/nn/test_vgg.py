@@ -1,12 +1,14 @@
 """VGG and AlexNet: what the backbones' general tests do not say."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from pixelwise.nn.backbones import build_backbone
+from pixelwise.nn.backbones.vgg import MaxPool
 from pixelwise.ops.alignment import Window, compose
 
 
@@ -84,6 +86,15 @@ def test_a_dilated_vgg_holds_the_cells_of_the_strided_one(output_stride: int) ->
             inner = (..., slice(1, -1), slice(1, -1))
             sampled = dilated[..., ::step, ::step]
             torch.testing.assert_close(sampled[inner], whole[inner])
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 3), (9, 8), (16, 31)])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_pools_round_as_torchs_ceil_mode_does(kernel: Literal[2, 3], side: tuple[int, int]) -> None:
+    """Ours is written without it, so that exports with open sizes can follow."""
+    x = torch.rand(2, 3, *side)
+    expected = F.max_pool2d(x, kernel, 2, kernel // 3, ceil_mode=True)
+    assert torch.equal(MaxPool(kernel, stride=2, dilation=1, ceil=True)(x), expected)
 
 
 def test_windows_give_the_measured_geometry() -> None:

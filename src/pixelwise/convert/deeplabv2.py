@@ -25,7 +25,7 @@ def _rates(branches: int) -> tuple[int, ...]:
 
 def _deeplab_pytorch_rules(cfg: DeepLabV2Config) -> list[Rule]:
     network = [
-        *prefixed(deeplab_pytorch_rules(), "", "backbone."),
+        *prefixed(deeplab_pytorch_rules(cfg.backbone), "", "backbone."),
         Rename(r"aspp\.c(\d+)\.", r"aspp.classify.\1."),
     ]
     wrapped = prefixed(network, _WRAPPER, "")

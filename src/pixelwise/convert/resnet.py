@@ -14,7 +14,6 @@ from pixelwise.nn.backbones.resnet import RESNETS
 
 Stem = Literal["plain", "sequence", "timm_deep"]
 _CLASSIFIER = Drop(r"fc\.", "classifier of ImageNet")
-_MOST_BLOCKS = 36  # of ResNet-152's third stage
 _DEEPLAB_PYTORCH_CONVS = {"reduce": 1, "conv3x3": 2, "increase": 3}
 
 
@@ -86,19 +85,23 @@ def detectron2_rules() -> list[Rule]:
     return rules
 
 
-def deeplab_pytorch_rules() -> list[Rule]:
-    """Rules for kazuto1011/deeplab-pytorch's naming: stages `layer2` …, blocks counted from 1."""
+def deeplab_pytorch_rules(name: str = "resnet152") -> list[Rule]:
+    """Rules for kazuto1011/deeplab-pytorch's naming: stages `layer2` …, blocks counted from 1.
+
+    Args:
+        name: row of `RESNETS`; the deepest covers the others too.
+    """
     rules: list[Rule] = [
         Rename(r"layer1\.conv1\.conv\.", "stem.0.conv."),
         Rename(r"layer1\.conv1\.bn\.", "stem.0.norm."),
     ]
-    for stage in (1, 2, 3, 4):
-        for block in range(_MOST_BLOCKS):
+    for stage, count in enumerate(RESNETS[name].blocks, start=1):
+        for block in range(count):
             source, ours = rf"layer{stage + 1}\.block{block + 1}\.", f"layer{stage}.{block}."
-            for name, number in _DEEPLAB_PYTORCH_CONVS.items():
+            for part, number in _DEEPLAB_PYTORCH_CONVS.items():
                 rules += [
-                    Rename(source + rf"{name}\.conv\.", f"{ours}conv{number}."),
-                    Rename(source + rf"{name}\.bn\.", f"{ours}norm{number}."),
+                    Rename(source + rf"{part}\.conv\.", f"{ours}conv{number}."),
+                    Rename(source + rf"{part}\.bn\.", f"{ours}norm{number}."),
                 ]
             rules += [
                 Rename(source + r"shortcut\.conv\.", ours + "shortcut.conv."),
