@@ -38,6 +38,21 @@ def test_sizes_stay_open_for_semantic_systems(name: str) -> None:
     assert open_dimensions(system) == ("none" if name == "mask_rcnn" else "sizes")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deeplabv1_msc", {"backbone": "test_vgg", "fc_width": 8, "branch_width": 8}),
+        ("deeplabv2", {"backbone": "resnet18", "rates": (1, 2), "scales": (0.75,)}),
+        ("deeplabv2_vgg16", {"backbone": "test_vgg", "branch_width": 8}),
+    ],
+)
+def test_programs_follow_the_pools_and_scales_of_deeplab(name: str, options: dict) -> None:
+    """Pools that round up and scaled images: `export_program` compares at a second size."""
+    system = create(name, num_classes=2, **options)
+    export_program(system, torch.randn(1, 3, 64, 96), dynamic="sizes")
+
+
 def test_an_onnx_file_runs_at_other_sizes_and_says_what_it_is(tmp_path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     system = create("deeplabv3plus", backbone="test_efficientnet", **TINY)
