@@ -202,17 +202,15 @@ def _mmseg_rules(cfg: FCNConfig) -> list[Rule]:
 
 def _mmseg_infer(state: State) -> dict[str, Any]:
     concat = "decode_head.conv_cat.conv.weight" in state
-    auxiliary = "auxiliary_head.convs.0.conv.weight"
     return {
         **mmseg.infer_backbone(state),
-        **mmseg.infer_aux_weight(state),
+        **mmseg.infer_auxiliary(state),
         "num_classes": rows_of(state, "decode_head.conv_seg.weight"),
         "output_stride": 8,
         "head": "concat" if concat else "convs",
         "dropout": 0.1,
         "head_width": shape_of(state, "decode_head.conv_seg.weight")[1],
         "head_depth": count_of(state, r"decode_head\.convs\.(\d+)\.") + concat,
-        "aux_width": rows_of(state, auxiliary) if auxiliary in state else None,
     }
 
 
