@@ -333,3 +333,18 @@ def test_a_picture_of_64_megapixels_stays_in_bounded_memory() -> None:
     assert all_mb < 800
     assert count == 159 * 159
     assert seconds < 120
+
+
+def test_a_margin_counts_only_where_no_other_tile_speaks() -> None:
+    """Two tiles of 8 in a row of 12: each is trusted up to 2 px from the border between them."""
+    stitcher = SemanticStitcher((1, 12), 2, margin_px=2, with_probs=True)
+    left, right = torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8])
+    stitcher.add(left[:, None, None].expand(2, 1, 8), (0, 0, 8, 1))
+    stitcher.add(right[:, None, None].expand(2, 1, 8), (4, 0, 12, 1))
+    found = stitcher.finish()
+    assert found.labels[0].tolist() == [0] * 6 + [1] * 6
+    expected = torch.where(torch.arange(12) < 6, left[0], right[0])
+    torch.testing.assert_close(found.probs[0, 0], expected, rtol=0, atol=1e-5)
+    alone = SemanticStitcher((1, 12), 2, margin_px=2)
+    alone.add(right[:, None, None].expand(2, 1, 8), (0, 0, 8, 1))
+    assert alone.finish().labels[0, :8].tolist() == [1] * 8

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -223,7 +224,8 @@ class Segmenter:
             return self._predict_one(pixels, settings, clock, with_probs=settings.needs_probs)
         size = int(pixels.shape[0]), int(pixels.shape[1])
         side = settings.tile
-        overlap = round(side * settings.overlap)
+        margin = self._tile_margin(side)
+        overlap = max(round(side * settings.overlap), 2 * margin)
         windows = tiling.tile_windows(size, (side, side), overlap_px=overlap)
         tiles = (pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in windows.tolist())
         if self.task == "instance":
@@ -232,7 +234,9 @@ class Segmenter:
                 return tiling.merge_instances(
                     cast("list[InstancePrediction]", found), windows, size
                 )
-        stitcher = tiling.SemanticStitcher(size, len(self.classes), with_probs=settings.needs_probs)
+        stitcher = tiling.SemanticStitcher(
+            size, len(self.classes), margin_px=margin, with_probs=settings.needs_probs
+        )
         for tile, window in zip(tiles, windows.tolist(), strict=True):
             part = self._predict_one(tile, settings, clock, with_probs=True)
             assert isinstance(part, SemanticPrediction)
@@ -240,6 +244,17 @@ class Segmenter:
             with clock("decode"):
                 stitcher.add(part.probs, window)
         return stitcher.finish()
+
+    def _tile_margin(self, side: int) -> int:
+        """Pixels at a tile's border where the network misses the surroundings that it looks at.
+
+        Only networks that pad nothing inside can say (`margin_px`); tiles that would be nothing but
+        margin have none.
+        """
+        margin = int(getattr(self.system, "margin_px", 0))
+        scale = min(self.input.resize.content_size((side, side))) / side
+        margin = math.ceil(margin / scale)
+        return margin if 2 * margin < side else 0
 
     def _predict_one(
         self, pixels: Pixels, settings: Settings, clock: Clock, *, with_probs: bool = False

@@ -33,6 +33,7 @@ from pixelwise.types import (
 _Crop = tuple[npt.NDArray[np.uint8], tuple[int, int]]  # pixels [h, w] and their (left, top)
 
 _SAME_OBJECT = 0.5  # share that must be covered, within the shared part of two tiles
+_NEXT_TO_NOTHING = 1e-6  # weight of what a tile says in its margin
 _TOUCH_PX = 1.5  # a box this close to a tile's border counts as cut
 
 
@@ -93,11 +94,18 @@ class SemanticStitcher:
     Args:
         size:        (height, width) of the picture.
         num_classes: K.
+        margin_px:   what a tile says this close to a border of it that is no border of the picture
+            counts only where no other tile says anything: the network saw too little there. An
+            overlap of twice as much leaves no such place. Source: U-Net (arXiv:1505.04597),
+            figure 2, the overlap-tile strategy.
         with_probs:  keep the probabilities of the whole picture too, for what comes after.
     """
 
-    def __init__(self, size: Size, num_classes: int, *, with_probs: bool = False) -> None:
+    def __init__(
+        self, size: Size, num_classes: int, *, margin_px: int = 0, with_probs: bool = False
+    ) -> None:
         self.size = size
+        self.margin_px = margin_px
         self.probs = torch.empty(num_classes, *size) if with_probs else None
         dtype = torch.uint8 if num_classes <= 255 else torch.int64
         self.labels = torch.zeros(size, dtype=dtype)
@@ -118,9 +126,23 @@ class SemanticStitcher:
             self.band = torch.cat(
                 [self.band, self.band.new_zeros(len(probs), missing, self.size[1])], 1
             )
-        weights = blend_weights((bottom - top, right - left))
+        weights = blend_weights((bottom - top, right - left)) * self._trust(window)
         part = self.band[:, top - self.top : bottom - self.top, left:right]
         part += probs.to("cpu", torch.float32) * weights
+
+    def _trust(self, window: Sequence[int]) -> Tensor:
+        """[h, w] 1 inside a tile, next to nothing in its margins."""
+        left, top, right, bottom = (int(v) for v in window)
+        trust = torch.full((bottom - top, right - left), _NEXT_TO_NOTHING)
+        rows, columns = (
+            slice(
+                self.margin_px if start > 0 else 0,
+                stop - start - (self.margin_px if stop < length else 0),
+            )
+            for start, stop, length in ((top, bottom, self.size[0]), (left, right, self.size[1]))
+        )
+        trust[rows, columns] = 1.0
+        return trust
 
     def finish(self) -> SemanticPrediction:
         """The whole picture: labels [H, W]; with `probs` [K, H, W] where they were kept."""

@@ -5,6 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
+from pixelwise.predict import Segmenter
+from pixelwise.spec import InputSpec
 from pixelwise.systems import create
 from pixelwise.systems.unet import UNetConfig
 from pixelwise.types import IGNORE, SemanticTarget
@@ -86,6 +88,32 @@ def test_an_interior_pixel_sees_its_surroundings_only() -> None:
         part[:, :, margin:, margin:], whole[:, :, margin:, margin:], rtol=1e-5, atol=1e-5
     )
     assert not torch.allclose(part[:, :, 0], whole[:, :, 0], atol=1e-3)
+
+
+def segmenter(**options) -> Segmenter:
+    spec = InputSpec(mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Segmenter(
+        tiny(**options),
+        name="unet",
+        task="semantic",
+        classes=("a", "b", "c"),
+        input=spec,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(("padding", "same"), [("valid", True), ("same", False)])
+def test_overlapping_tiles_give_what_the_whole_picture_gives(padding: str, same: bool) -> None:
+    """Tiles of 64 overlap by twice the margin of 20 px, and start at multiples of stride 4.
+
+    Padded convolutions know no margin: zeros at the borders of tiles show in the result.
+    """
+    picture = np.random.default_rng(0).integers(0, 256, (100, 136, 3)).astype(np.uint8)
+    model = segmenter(padding=padding)
+    whole = model.predict(picture).semantic.labels
+    tiled = model.predict(picture, tile=64, overlap=0.0 if same else 0.625).semantic.labels
+    assert len(whole.unique()) > 1
+    assert torch.equal(tiled, whole) == same
 
 
 def test_the_loss_is_weighted_per_pixel() -> None:
