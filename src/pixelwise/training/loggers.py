@@ -80,8 +80,12 @@ class Mlflow:
         self._mlflow.log_text(dump(recipe), "config.yaml")
 
     def log(self, row: dict[str, float | int]) -> None:
-        """One call per row, at its step."""
-        values = {name: float(v) for name, v in row.items() if name != "step"}
+        """One call per row, at its step.
+
+        Names have dots for slashes ("train.loss.pixel"): MLflow's file store makes folders of
+        slashes, and "train/loss" cannot be both a file and a folder.
+        """
+        values = {name.replace("/", "."): float(v) for name, v in row.items() if name != "step"}
         self._mlflow.log_metrics(values, step=int(row["step"]))
 
     def close(self) -> None:
