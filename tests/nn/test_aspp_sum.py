@@ -40,7 +40,7 @@ def test_vgg_branches_are_fc6_fc7_fc8_each() -> None:
     x = torch.randn(2, 3, 11, 9)
     total = torch.zeros(2, 4, 11, 9)
     for context, classify, rate in zip(aspp.context, aspp.classify, rates, strict=True):
-        fc6, fc7 = context.fc6.conv, context.fc7.conv
+        fc6, fc7 = context.fc6, context.fc7
         y = F.relu(F.conv2d(x, fc6.weight, fc6.bias, padding=rate, dilation=rate))
         total += F.conv2d(F.relu(F.conv2d(y, fc7.weight, fc7.bias)), classify.weight, classify.bias)
     torch.testing.assert_close(aspp(x), total)

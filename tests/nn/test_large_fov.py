@@ -39,8 +39,8 @@ def test_it_keeps_the_size(kernel: int, rate: int, shape: tuple[int, int]) -> No
 def test_it_is_two_convolutions_with_relu_and_dropout() -> None:
     net = LargeFOV(3, 5, rate=2, dropout=0.5).eval()
     x = torch.randn(1, 3, 9, 8)
-    y = F.relu(F.conv2d(x, net.fc6.conv.weight, net.fc6.conv.bias, padding=2, dilation=2))
-    y = F.relu(F.conv2d(y, net.fc7.conv.weight, net.fc7.conv.bias))
+    y = F.relu(F.conv2d(x, net.fc6.weight, net.fc6.bias, padding=2, dilation=2))
+    y = F.relu(F.conv2d(y, net.fc7.weight, net.fc7.bias))
     torch.testing.assert_close(net(x), y)
     dropped = (net.train()(x) == 0).float().mean() - (y == 0).float().mean()
     assert dropped > 0.1

@@ -51,13 +51,13 @@ def test_layers_of_the_released_network(name: str) -> None:
     with torch.device("meta"):
         net = create(name)
         assert net(torch.empty(1, 3, 321, 321)).logits.shape == (1, 21, 41, 41)
-    fc6 = net.head.fc6.conv
+    fc6 = net.head.fc6
     if name == "deeplabv1_7x7":
         assert (fc6.kernel_size, fc6.dilation, fc6.out_channels) == ((7, 7), (4, 4), 4096)
         assert isinstance(net.pool, torch.nn.Identity)
     else:
         assert (fc6.kernel_size, fc6.dilation, fc6.padding) == ((3, 3), (12, 12), (12, 12))
-        assert fc6.out_channels == net.head.fc7.conv.out_channels == 1024
+        assert fc6.out_channels == net.head.fc7.out_channels == 1024
         ones = net.pool(torch.ones(1, 1, 3, 3))  # the padding of pool5a counts
         torch.testing.assert_close(ones[0, 0, 0], torch.tensor([4 / 9, 6 / 9, 4 / 9]))
     assert [b.reduce.conv.stride[0] for b in net.branches] == (

@@ -20,8 +20,8 @@ _RATES = {3: 12, 4: 4, 7: 4}  # of fc6 by its kernel; table 2 of the paper has 4
 def _caffe_rules(cfg: DeepLabV1Config) -> list[Rule]:
     rules: list[Rule] = [
         Rename(r"conv(\d_\d)\.", r"backbone.conv\1."),
-        Rename(r"fc6\.", "head.fc6.conv."),
-        Rename(r"fc7\.", "head.fc7.conv."),
+        Rename(r"fc6\.", "head.fc6."),
+        Rename(r"fc7\.", "head.fc7."),
         *(Rename(rf"fc8{suffix}\.", "classify.0.") for suffix in _SUFFIXES),
     ]
     for i, name in enumerate(_BRANCHES if cfg.with_branches else ()):

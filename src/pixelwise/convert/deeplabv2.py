@@ -53,8 +53,8 @@ def _caffe_rules(cfg: DeepLabV2Config) -> list[Rule]:
     rules: list[Rule] = [Rename(r"conv(\d_\d)\.", r"backbone.conv\1.")]
     for i in range(len(cfg.rates)):
         rules += [
-            Rename(rf"fc6_{i + 1}\.", f"aspp.context.{i}.fc6.conv."),
-            Rename(rf"fc7_{i + 1}\.", f"aspp.context.{i}.fc7.conv."),
+            Rename(rf"fc6_{i + 1}\.", f"aspp.context.{i}.fc6."),
+            Rename(rf"fc7_{i + 1}\.", f"aspp.context.{i}.fc7."),
             *(Rename(rf"fc8{suffix}_{i + 1}\.", f"aspp.classify.{i}.") for suffix in _SUFFIXES),
         ]
     return rules

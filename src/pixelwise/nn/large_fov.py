@@ -6,16 +6,16 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from pixelwise.nn.blocks import ConvNormAct
+from pixelwise.nn.fully_convolutional import FullyConvolutional
 
 _SPREAD = 0.01  # standard deviation of a new classifier's weights, as in Caffe
 
 
-class LargeFOV(nn.Module):
-    """fc6 and fc7, each with ReLU and dropout.
+class LargeFOV(FullyConvolutional):
+    """fc6 and fc7 with a field of view that the rate chooses, not the kernel.
 
     A 7x7 kernel of rate 4 spans 25 cells, and so does a 3x3 kernel of rate 12 with a fifth of the
-    weights: the field of view is the rate's to choose, not the kernel's.
+    weights.
 
     Args:
         in_channels: of the map.
@@ -36,14 +36,7 @@ class LargeFOV(nn.Module):
         rate: int = 12,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
-        self.fc6 = ConvNormAct(in_channels, width, kernel, dilation=rate, norm=None)
-        self.fc7 = ConvNormAct(width, width, 1, norm=None)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, in, h, w] → [B, width, h, w]."""
-        return self.dropout(self.fc7(self.dropout(self.fc6(x))))
+        super().__init__(in_channels, width, kernel=kernel, dilation=rate, dropout=dropout)
 
 
 def make_classifier(
