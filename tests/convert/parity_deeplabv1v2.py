@@ -57,10 +57,14 @@ def _stages_of_v2(system: Any, images: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def run_deeplabv1(fixture: Fixture) -> None:
-    rate = re.search(r"fc6 \dx\d,? (?:d|dilation |rate )(\d+)", words(fixture))
-    settings = {"fc_rate": int(rate[1])} if rate else {}
-    stride = output_stride(fixture, 8)
-    system = convert(fixture, "caffe", "deeplabv1", output_stride=stride, **settings).system
+    text = words(fixture)
+    settings: dict[str, Any] = {"output_stride": output_stride(fixture, 8)}
+    if rate := re.search(r"fc6 \dx\d,? (?:d|dilation |rate )(\d+)", text):
+        settings["fc_rate"] = int(rate[1])
+    if pools := re.search(r"max-pools? (\d)x\d", text):
+        settings["backbone_style"] = {"2": "caffe", "3": "deeplab"}[pools[1]]
+        settings["with_average_pool"] = bool(re.search(r"(?<!no )average pool", text))
+    system = convert(fixture, "caffe", "deeplabv1", **settings).system
     for tag, images in fixture.inputs().items():
         check_all(fixture, _stages_of_v1(system, images), tag)
 

@@ -39,7 +39,9 @@ def written(name: str, origin: str, **options: Any) -> tuple[Any, State]:
     ],
 )
 def test_v1_goes_there_and_back(options: dict[str, Any]) -> None:
-    options = {"backbone": "test_vgg", "fc_width": 16, **options}
+    large = options.get("fc_kernel", 3) == 3
+    options["backbone_style"] = "deeplab" if large else "caffe"
+    options = {"backbone": "test_vgg", "fc_width": 16, "align_corners": large, **options}
     system, theirs = written("deeplabv1", "caffe", **options)
     found = import_checkpoint(theirs, origin="caffe", name="deeplabv1")
     assert found.system.cfg == system.cfg

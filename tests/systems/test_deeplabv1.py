@@ -46,6 +46,13 @@ def test_parameters_of_the_branches() -> None:
     assert more == sum(9 * c * 128 + 128 + 129 * 128 + 129 * 21 for c in inputs)
 
 
+@pytest.mark.parametrize("name", ["deeplabv1_7x7", "deeplabv1_4x4"])
+def test_the_first_networks_give_39_rows_for_306_pixels(name: str) -> None:
+    """The paper, section 3.2; so their pools are VGG's own."""
+    with torch.device("meta"):
+        assert create(name)(torch.empty(1, 3, 306, 306)).logits.shape == (1, 21, 39, 39)
+
+
 @pytest.mark.parametrize("name", ["deeplabv1", "deeplabv1_msc", "deeplabv1_7x7"])
 def test_layers_of_the_released_network(name: str) -> None:
     with torch.device("meta"):

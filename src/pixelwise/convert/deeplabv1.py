@@ -44,10 +44,12 @@ def _caffe_infer(state: State) -> dict[str, Any]:
         "fc_kernel": kernel,
         "fc_rate": _RATES.get(kernel, 4),
         "fc_width": width,
+        # LargeFOV came with 3x3 pools, which put cells on pixels, and an average pool behind them.
+        "backbone_style": "deeplab" if kernel == 3 else "caffe",
         "with_average_pool": kernel == 3,
         "with_branches": branches,
         **({"branch_width": rows_of(state, "data_conv.weight")} if branches else {}),
-        "align_corners": True,
+        "align_corners": kernel == 3,
     }
 
 

@@ -42,7 +42,7 @@ class DenseCRF:
     Raises:
         UsageError: a negative weight or number of iterations, or a reach that is not positive.
 
-    Source: DeepLab V1 (arXiv:1412.7062), section 2.3, eq. 3.
+    Source: DeepLab V1 (arXiv:1412.7062), section 4.2, eq. 2.
     """
 
     w1: float = 4.0

@@ -33,7 +33,7 @@ class DeepLabV1Config:
         backbone:       any name of `build_backbone`.
         in_channels:    of the images.
         output_stride:  input pixels per cell of the scores.
-        backbone_style: set of knobs of our own backbones; None gives VGGs DeepLab's 3x3 pools.
+        backbone_style: set of knobs of our own backbones; None gives VGGs LargeFOV's 3x3 pools.
         norm:           of the backbone: "batch", "frozen", "sync" or "group"; VGGs have none.
         fc_kernel:      side of fc6's kernel: 3, or VGG's own 7, or 4, which have rate 4 (or 8) and
                         width 4096 (table 2).
@@ -42,7 +42,7 @@ class DeepLabV1Config:
         with_average_pool: a 3x3 average pool before fc6 (pool5a; zeros at the border counted).
         dropout:        probability after fc6 and fc7, and within the branches.
         with_branches:  classifiers on the image and on the first four levels, added to the scores
-                        (MSc, section 3.3).
+                        (MSc, section 4.3).
         branch_width:   channels within such a branch.
         align_corners:  cell i of the scores lies on pixel stride * i, as Caffe has it; False
                         spreads the cells evenly over the image.
@@ -105,7 +105,7 @@ class Branch(nn.Module):
         stride:      cells of the map per cell of the scores.
         dropout:     probability, after both.
 
-    Source: arXiv:1412.7062, section 3.3.
+    Source: arXiv:1412.7062, section 4.3.
     """
 
     def __init__(self, in_channels: int, width: int, *, stride: int, dropout: float) -> None:
