@@ -15,17 +15,13 @@ import torch
 from pixelwise import convert
 from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
+from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
-from tests.convert import parity_fcis
+from tests.convert import parity_fcis, parity_panet
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
-    "panet_": "PANet",
-    "mmdet_maskrcnn_r50_pafpn": "PANet's neck",
-    "mmdet_maskrcnn_r101_pafpn": "PANet's neck",
-    "mmdet_msrcnn_": "Mask Scoring R-CNN",
-    "msrcnn_": "Mask Scoring R-CNN",
     "yolact": "YOLACT",
     "mmdet_yolact_": "YOLACT",
     "blendmask_": "BlendMask",
@@ -39,13 +35,15 @@ COMING = {
     "op_deform_conv": "deformable convolution",
 }
 ELSEWHERE = ("ops_",)  # tests/ops
-# Fixtures that are checked by one function each; those of Mask R-CNN have several tests below.
-RUNNERS = {**parity_fcis.RUNNERS}
-
+# Fixtures that are checked by one function each; those of whole detectors have several tests below.
+RUNNERS = {**parity_fcis.RUNNERS, **parity_panet.RUNNERS}
+# Pattern of the name → origin and system; the first that matches counts.
 SYSTEMS = {
-    "torchvision_maskrcnn_": "torchvision",
-    "mmdet_maskrcnn_": "mmdet",
-    "detectron2_maskrcnn_": "detectron2",
+    r"mmdet_maskrcnn_.*pafpn": ("mmdet", "panet"),
+    r"mmdet_msrcnn_": ("mmdet", "mask_scoring_rcnn"),
+    r"torchvision_maskrcnn_": ("torchvision", "mask_rcnn"),
+    r"mmdet_maskrcnn_": ("mmdet", "mask_rcnn"),
+    r"detectron2_maskrcnn_": ("detectron2", "mask_rcnn"),
 }
 
 
@@ -124,8 +122,8 @@ def coming(name):
     return next((what for prefix, what in COMING.items() if name.startswith(prefix)), None)
 
 
-def origin_of(name):
-    return next((o for prefix, o in SYSTEMS.items() if name.startswith(prefix)), None)
+def system_of(name):
+    return next((found for pattern, found in SYSTEMS.items() if re.match(pattern, name)), None)
 
 
 @pytest.mark.parametrize("path", fixture_params("instance"))
@@ -136,7 +134,7 @@ def test_every_fixture_has_its_place(path):
     if what := coming(fixture.name):
         pytest.skip(f"{what} is not built yet")
     runners = [run for prefix, run in RUNNERS.items() if fixture.name.startswith(prefix)]
-    assert len(runners) + bool(origin_of(fixture.name)) == 1, (
+    assert len(runners) + bool(system_of(fixture.name)) == 1, (
         f"no rule says which system {fixture.name} belongs to"
     )
     for run in runners:
@@ -156,31 +154,36 @@ class Case:
         return UPSTREAMS[self.origin]
 
 
-@pytest.fixture(scope="module", params=fixture_params("instance", "*maskrcnn*"))
+@pytest.fixture(
+    scope="module",
+    params=[*fixture_params("instance", "*maskrcnn*"), *fixture_params("instance", "*_msrcnn_*")],
+)
 def case(request):
     """One converted network and its stages; all tests of a fixture run before the next."""
-    path = request.param
-    if what := coming(path.stem):
-        pytest.skip(f"{what} is not built yet")
-    fixture = load_fixture(path)
-    origin = origin_of(fixture.name)
+    fixture = load_fixture(request.param)
+    origin, name = system_of(fixture.name)
     settings = UPSTREAMS[origin].settings(fixture.meta["configuration"])
-    net = convert.load(fill_state(fixture.meta), origin=origin, name="mask_rcnn", **settings)
+    if name != "mask_rcnn":  # the others have the published ratios
+        assert settings.pop("anchor_ratios") == (0.5, 1.0, 2.0)
+    net = convert.load(fill_state(fixture.meta), origin=origin, name=name, **settings)
     image = fixture.inputs()[""]
     with torch.inference_mode():
         stages = compute(net, image, fixture.tensor("proposals"))
+        if name == "mask_scoring_rcnn":
+            stages |= judge(net, stages, fixture.tensor("mask_labels"))
     return Case(fixture, origin, net, image, stages)
 
 
 def compute(net, image, boxes):
     """Every stage by a name of ours; the heads run on fixed proposals."""
     features = net.backbone(image)
-    pyramid = net.neck(features)
+    pyramid = net.pyramid(image)
     maps = net.rpn.predict(pyramid)
     size = tuple(image.shape[-2:])
     rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-    box_features = net.box_features(pyramid, rois)
-    mask_features = net.mask_features(pyramid, rois)
+    is_mask_rcnn = isinstance(net, MaskRCNN)
+    box_features = (net.box_features if is_mask_rcnn else net.box_pool)(pyramid, rois)
+    mask_features = (net.mask_features if is_mask_rcnn else net.mask_pool)(pyramid, rois)
     output = net.box_head.predict(box_features)
     return {
         "backbone": features,
@@ -197,6 +200,16 @@ def compute(net, image, boxes):
         "masks": net.mask_head.predict(mask_features),
         "proposals": net.rpn.decode(maps, size),
         "raw": net(image),
+    }
+
+
+def judge(net, stages, labels):
+    """What a Mask Scoring R-CNN says about the masks of these classes."""
+    selected = net.mask_head.of_class(stages["masks"], labels)
+    return {
+        "mask_labels": labels,
+        "mask_selected_logits": selected,
+        "mask_iou": net.iou_head.predict(stages["mask_features"], selected),
     }
 
 
@@ -220,10 +233,15 @@ def stage(found, key):
         r"box_deltas": lambda: with_background(stages["deltas"], 4, first),
         r"mask_logits": lambda: with_background(stages["masks"], 1, first),
     }
+    if key in JUDGED:
+        return stages[key].float()
     for pattern, get in patterns.items():
         if match := re.fullmatch(pattern, key):
             return get(*(int(g) for g in match.groups()))
     return None
+
+
+JUDGED = ("mask_labels", "mask_selected_logits", "mask_iou")
 
 
 def with_background(values, channels, first):
@@ -269,7 +287,7 @@ def test_parameter_count(case):
         ours += sum(m.weight.numel() + m.bias.numel() for m in frozen)
     if case.upstream.background_first:  # its background has a box and a mask
         ours += 4 * (case.net.box_head.regress.in_features + 1)
-        ours += 0 if cfg.class_agnostic_masks else cfg.channels + 1
+        ours += 0 if getattr(cfg, "class_agnostic_masks", False) else cfg.channels + 1
     assert ours == case.fixture.meta["parameters"]
 
 
@@ -299,7 +317,9 @@ def test_detections(case):
     assert len(prediction) == len(fixture.tensor("det_boxes"))
     assert torch.equal(prediction.labels + first, fixture.tensor("det_labels"))
     assert (prediction.boxes - fixture.tensor("det_boxes")).abs().max() <= 0.05
-    assert (prediction.scores - fixture.tensor("det_scores")).abs().max() <= 1e-4
+    # A Mask Scoring R-CNN's detections stay in the order of their class scores.
+    scores = prediction.scores if prediction.mask_scores is None else prediction.mask_scores
+    assert (scores - fixture.tensor("det_scores")).abs().max() <= 1e-4
     probs = raw.mask_logits[0, : len(prediction)].sigmoid()
     for key in ("det_masks", "det_mask_28"):
         if key in fixture.arrays:

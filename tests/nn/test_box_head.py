@@ -190,11 +190,9 @@ def test_padding_proposals_are_never_detections():
 def test_torchvision_drops_slivers():
     boxes = proposals([[0, 0, 10, 10], [20, 20, 20.005, 30]])
     output = says([[0.9, 0.0, 0.0], [0.9, 0.0, 0.0]])
-    kept = {
-        origin: int(build(CONVENTIONS[origin]).decode(output, boxes, (64, 64)).valid.sum())
-        for origin in CONVENTIONS
-    }
-    assert kept == {"detectron2": 2, "mmdet": 2, "torchvision": 1, "torchvision_v1": 1}
+    for origin, rules in CONVENTIONS.items():
+        kept = int(build(rules).decode(output, boxes, (64, 64)).valid.sum())
+        assert kept == (1 if origin.startswith("torchvision") else 2)
 
 
 def test_sampling_a_drawn_case():

@@ -1,12 +1,13 @@
 import dataclasses
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.conventions import CONVENTIONS
+from pixelwise.nn.conventions import CONVENTIONS, Origin
 from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -39,6 +40,9 @@ VARIANTS = {
     "dc5": {"neck": "dc5"},
     "mmdet": {"conventions": "mmdet"},
     "torchvision": {"conventions": "torchvision"},
+    "detectron": {"conventions": "detectron"},
+    "roi_pool": {"conventions": "roi_pool"},
+    "softmax_masks": {"conventions": "softmax_masks"},
 }
 
 
@@ -213,7 +217,10 @@ def test_class_rows_name_real_parameters_with_that_many_rows():
             if prefix == "mask_head.class_logits" and name == "agnostic":
                 assert not found
                 continue
-            extra = 1 if prefix == "box_head.classify" else 0
+            with_rest = prefix == "box_head.classify" or (
+                prefix.startswith("mask_head") and name == "softmax_masks"
+            )
+            extra = 1 if with_rest else 0  # the background, last
             assert all(len(p) == rows * 3 + extra for p in found)
             assert len(found) == 2
 
@@ -273,7 +280,7 @@ def test_published_parameter_counts():
 
 
 def test_conventions_hold_one_row_per_origin():
-    assert list(CONVENTIONS) == ["detectron2", "mmdet", "torchvision", "torchvision_v1"]
+    assert tuple(CONVENTIONS) == get_args(Origin)
     assert CONVENTIONS["torchvision"].box_beta == pytest.approx(1 / 9)
     first = build(conventions="torchvision_v1", backbone_norm="frozen")
     assert {m.eps for m in first.modules() if isinstance(m, FrozenBatchNorm)} == {0.0}

@@ -1,16 +1,73 @@
-"""What the converters of the detectors share: reading settings from shapes."""
+"""What the converters of the detectors share: OpenMMLab's rules, and settings read from shapes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from pixelwise.convert.rules import Drop, Rename, Rule
+from pixelwise.convert.resnet import torchvision_rules
+from pixelwise.convert.rules import Drop, Rename, Rule, prefixed
+from pixelwise.errors import ConversionError
+from pixelwise.spec import CAFFE_BGR, DETECTION_RGB, InputSpec
 
 Shapes = dict[str, tuple[int, ...]]
+
+CAFFE_DETECTION = replace(CAFFE_BGR, resize=DETECTION_RGB.resize)
+# The mean of Detectron and its descendants, older than that of detectron2.
+DETECTRON_BGR = replace(CAFFE_DETECTION, mean=(102.9801, 115.9465, 122.7717))
+
+
+def mmdet_input(cfg: Any) -> InputSpec:
+    """OpenMMLab feeds "caffe" ResNets as Caffe did, all others in RGB."""
+    return CAFFE_DETECTION if cfg.backbone_style == "caffe" else DETECTION_RGB
+
+
+def mmdet_rules(*, backbone: str | None, neck: str | None, heads: str | None) -> list[Rule]:
+    """Rules of OpenMMLab's naming, where the kind of a norm is part of its name.
+
+    Args:
+        backbone: kind of its norms; "group" is gn, any other bn.
+        neck:     kind of the pyramid's norms, likewise.
+        heads:    kind of the heads' norms, likewise.
+    """
+    resnet = torchvision_rules()
+    body = with_group_norm(resnet) if backbone == "group" else resnet
+    return [
+        *prefixed(body, "backbone.", "backbone."),
+        *prefixed(body, "roi_head.shared_head.", "region_stage."),
+        *mmdet_convs(r"neck\.lateral_convs", "neck.lateral", norm=neck),
+        *mmdet_convs(r"neck\.fpn_convs", "neck.output", norm=neck),
+        *mmdet_convs(r"roi_head\.bbox_head\.shared_convs", "box_head.trunk.convs", norm=heads),
+        *mmdet_convs(r"roi_head\.mask_head\.convs", "mask_head.convs", norm=heads),
+        Rename(r"rpn_head\.rpn_conv\.(weight|bias)$", r"rpn.convs.0.conv.\1"),
+        Rename(r"rpn_head\.rpn_conv\.(\d)\.conv\.", r"rpn.convs.\1.conv."),
+        Rename(r"rpn_head\.rpn_cls\.", r"rpn.objectness."),
+        Rename(r"rpn_head\.rpn_reg\.", r"rpn.deltas."),
+        Rename(r"roi_head\.bbox_head\.shared_fcs\.(\d)\.", r"box_head.trunk.fcs.\1."),
+        Rename(r"roi_head\.bbox_head\.fc_cls\.", r"box_head.classify."),
+        Rename(r"roi_head\.bbox_head\.fc_reg\.", r"box_head.regress."),
+        Rename(r"roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
+        Rename(r"roi_head\.mask_head\.conv_logits\.", r"mask_head.class_logits."),
+    ]
+
+
+def mmdet_convs(theirs: str, ours: str, *, norm: str | None) -> list[Rule]:
+    """Rules of a list of OpenMMLab's convolutions with their norms.
+
+    Args:
+        theirs: pattern of the list's name.
+        ours:   name of our list of `ConvNormAct`.
+        norm:   "group" is gn, any other bn.
+    """
+    name = "gn" if norm == "group" else "bn"
+    return [
+        Rename(rf"{theirs}\.(\d)\.conv\.", rf"{ours}.\1.conv."),
+        Rename(rf"{theirs}\.(\d)\.{name}\.", rf"{ours}.\1.norm."),
+    ]
 
 
 def with_group_norm(rules: Iterable[Rule]) -> list[Rule]:
@@ -23,6 +80,9 @@ def renamed_shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes
 
     So settings are read from one vocabulary, ours, whatever the origin. Rows are those of the
     source. Keys that no rule covers are left out; `translate` lists them later.
+
+    Raises:
+        ConversionError: the heads are not those of a Mask R-CNN.
     """
     shapes: Shapes = {}
     for key, value in state.items():
@@ -31,7 +91,44 @@ def renamed_shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes
             if match and isinstance(rule, Rename):
                 shapes[match.expand(rule.to) + key[match.end() :]] = tuple(value.shape)
                 break
+    for part, key in {
+        "backbone": "backbone.stem.0.conv.weight",
+        "class layer": "box_head.classify.weight",
+        "mask layer": "mask_head.class_logits.weight",
+        "mask upsampling": "mask_head.upsample.weight",
+    }.items():
+        if key not in shapes:
+            raise ConversionError(
+                f"the checkpoint has no {part} of a Mask R-CNN of this origin "
+                f"(its keys begin with {', '.join(list(state)[:3])}); check origin and name"
+            )
     return shapes
+
+
+def shared_settings(shapes: Shapes, *, counter_means: str) -> dict[str, Any]:
+    """What shapes tell about any system that grew out of Mask R-CNN with a pyramid.
+
+    Args:
+        shapes: by our names; rows are the source's, with a background class.
+        counter_means: the kind of the backbone's norms where their statistics have a counter.
+    """
+    with_convs = "box_head.trunk.convs.0.conv.weight" in shapes
+    return {
+        "in_channels": shapes["backbone.stem.0.conv.weight"][1],
+        "backbone_norm": norm_kind(shapes, "backbone.stem.0.norm", counter_means=counter_means),
+        "channels": shapes["mask_head.upsample.weight"][1],
+        "num_classes": shapes["box_head.classify.weight"][0] - 1,
+        "box_head": "4conv1fc" if with_convs else "2fc",
+    }
+
+
+def head_norm(shapes: Shapes, *modules: str) -> str | None:
+    """The norm of the first of these lists of convolutions that has one."""
+    for module in modules:
+        kind = norm_kind(shapes, f"{module}.0.norm", counter_means="batch")
+        if kind is not None:
+            return "batch" if kind == "frozen" else kind
+    return None
 
 
 def count(shapes: Shapes, pattern: str) -> int:

@@ -10,21 +10,22 @@ from torch import Tensor
 
 from pixelwise.convert import Origin
 from pixelwise.convert.detection import (
+    CAFFE_DETECTION,
     Shapes,
     count,
-    norm_kind,
+    head_norm,
+    mmdet_input,
+    mmdet_rules,
     renamed_shapes,
-    with_group_norm,
+    shared_settings,
 )
 from pixelwise.convert.resnet import detectron2_rules, infer_resnet, torchvision_rules
 from pixelwise.convert.rules import Drop, Rename, Rows, Rule, prefixed, roll, skip
-from pixelwise.errors import ConversionError
-from pixelwise.spec import CAFFE_BGR, DETECTION_RGB
+from pixelwise.spec import DETECTION_RGB
 from pixelwise.systems.mask_rcnn import MaskRCNNConfig
 
-_CAFFE = replace(CAFFE_BGR, resize=DETECTION_RGB.resize)
 # detectron2's ResNeXt weights were trained with a standard deviation of their own.
-_CAFFE_RESNEXT = replace(_CAFFE, std=(57.375, 57.120, 58.395))
+_CAFFE_RESNEXT = replace(CAFFE_DETECTION, std=(57.375, 57.120, 58.395))
 
 # Where all anchors stand on one level (detectron2, mmdet).
 _ONE_LEVEL_PROPOSALS = {"pre_nms": (12000, 6000), "proposals": (2000, 1000)}
@@ -61,45 +62,6 @@ _TORCHVISION: list[Rule] = [
         for i in range(4)
     ),
 ]
-
-
-def _mmdet_rules(*, backbone: str | None, heads: str | None) -> list[Rule]:
-    """Rules of OpenMMLab's naming, where the kind of a norm is part of its name.
-
-    Args:
-        backbone: kind of its norms; "group" is gn, any other bn.
-        heads:    kind of the neck's and the heads' norms, likewise.
-    """
-    resnet = torchvision_rules()
-    body = with_group_norm(resnet) if backbone == "group" else resnet
-    rules = [
-        *prefixed(body, "backbone.", "backbone."),
-        *prefixed(body, "roi_head.shared_head.", "region_stage."),
-    ]
-    for theirs, ours in (("conv", "conv"), ("gn" if heads == "group" else "bn", "norm")):
-        rules += [
-            Rename(rf"neck\.lateral_convs\.(\d)\.{theirs}\.", rf"neck.lateral.\1.{ours}."),
-            Rename(rf"neck\.fpn_convs\.(\d)\.{theirs}\.", rf"neck.output.\1.{ours}."),
-            Rename(
-                rf"roi_head\.bbox_head\.shared_convs\.(\d)\.{theirs}\.",
-                rf"box_head.trunk.convs.\1.{ours}.",
-            ),
-            Rename(
-                rf"roi_head\.mask_head\.convs\.(\d)\.{theirs}\.", rf"mask_head.convs.\1.{ours}."
-            ),
-        ]
-    return [
-        *rules,
-        Rename(r"rpn_head\.rpn_conv\.(weight|bias)$", r"rpn.convs.0.conv.\1"),
-        Rename(r"rpn_head\.rpn_conv\.(\d)\.conv\.", r"rpn.convs.\1.conv."),
-        Rename(r"rpn_head\.rpn_cls\.", r"rpn.objectness."),
-        Rename(r"rpn_head\.rpn_reg\.", r"rpn.deltas."),
-        Rename(r"roi_head\.bbox_head\.shared_fcs\.(\d)\.", r"box_head.trunk.fcs.\1."),
-        Rename(r"roi_head\.bbox_head\.fc_cls\.", r"box_head.classify."),
-        Rename(r"roi_head\.bbox_head\.fc_reg\.", r"box_head.regress."),
-        Rename(r"roi_head\.mask_head\.upsample\.", r"mask_head.upsample."),
-        Rename(r"roi_head\.mask_head\.conv_logits\.", r"mask_head.class_logits."),
-    ]
 
 
 _DETECTRON2_HEADS: list[Rule] = [
@@ -163,33 +125,24 @@ def _neck(shapes: Shapes) -> str:
 
 def _common(shapes: Shapes, *, counter_means: str) -> dict[str, Any]:
     """What the shapes tell, whatever the origin; rows are the source's."""
+    settings = shared_settings(shapes, counter_means=counter_means)
     neck = _neck(shapes)
-    head_norm = None
-    for module in ("neck.lateral", "box_head.trunk.convs", "mask_head.convs"):
-        kind = norm_kind(shapes, f"{module}.0.norm", counter_means="batch")
-        head_norm = head_norm or ("batch" if kind == "frozen" else kind)
-    num_classes = shapes["box_head.classify.weight"][0] - 1
-    settings: dict[str, Any] = {
-        "neck": neck,
-        "in_channels": shapes["backbone.stem.0.conv.weight"][1],
-        "backbone_norm": norm_kind(shapes, "backbone.stem.0.norm", counter_means=counter_means),
-        "channels": shapes["mask_head.upsample.weight"][1],
-        "num_classes": num_classes,
-        "head_norm": head_norm,
-        "rpn_convs": count(shapes, r"rpn\.convs\.(\d)\."),
-        "class_agnostic_masks": shapes["mask_head.class_logits.weight"][0] == 1 < num_classes,
-    }
-    if neck != "c4":
-        with_convs = "box_head.trunk.convs.0.conv.weight" in shapes
-        settings["box_head"] = "4conv1fc" if with_convs else "2fc"
+    if neck == "c4":
+        del settings["box_head"]
     if neck != "fpn":
         settings |= _ONE_LEVEL_PROPOSALS
-    return settings
+    masks = shapes["mask_head.class_logits.weight"][0]
+    return settings | {
+        "neck": neck,
+        "head_norm": head_norm(shapes, "neck.lateral", "box_head.trunk.convs", "mask_head.convs"),
+        "rpn_convs": count(shapes, r"rpn\.convs\.(\d)\."),
+        "class_agnostic_masks": masks == 1 < settings["num_classes"],
+    }
 
 
 def _infer_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
-        **_common(_shapes(_TORCHVISION, state), counter_means="batch"),
+        **_common(renamed_shapes(_TORCHVISION, state), counter_means="batch"),
         "backbone": infer_resnet(state, "backbone.body."),
         "conventions": "torchvision",
         "proposals": (2000, 1000),
@@ -197,12 +150,9 @@ def _infer_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    both = [
-        *_mmdet_rules(backbone="batch", heads="batch"),
-        *_mmdet_rules(backbone="group", heads="group"),
-    ]
+    both = [rule for norm in ("batch", "group") for rule in _mmdet_rules(norm, norm)]
     # Its batch norms have counters, but always use the stored statistics (norm_eval).
-    settings = _common(_shapes(both, state), counter_means="frozen")
+    settings = _common(renamed_shapes(both, state), counter_means="frozen")
     return {
         **settings,
         "backbone": infer_resnet(state, "backbone."),
@@ -211,10 +161,14 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _mmdet_rules(backbone: str | None, heads: str | None) -> list[Rule]:
+    return mmdet_rules(backbone=backbone, neck=heads, heads=heads)
+
+
 def _infer_detectron2(state: Mapping[str, Tensor]) -> dict[str, Any]:
     pyramid = any(key.startswith("backbone.bottom_up.") for key in state)
     body = _detectron2_body("fpn" if pyramid else "c4")
-    settings = _common(_shapes(_detectron2_rules(body), state), counter_means="batch")
+    settings = _common(renamed_shapes(_detectron2_rules(body), state), counter_means="batch")
     name = infer_resnet(state, body, stage=r"res(\d)", first=2)
     # R50 and R101 come from Caffe; ResNeXt and everything with group norm strides in the 3x3.
     plain = name.startswith("resnet") and settings["backbone_norm"] == "frozen"
@@ -226,23 +180,6 @@ def _infer_detectron2(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes:
-    """Shapes by our names, or an error if the heads are not those of a Mask R-CNN."""
-    shapes = renamed_shapes(rules, state)
-    for part, key in {
-        "backbone": "backbone.stem.0.conv.weight",
-        "class layer": "box_head.classify.weight",
-        "mask layer": "mask_head.class_logits.weight",
-        "mask upsampling": "mask_head.upsample.weight",
-    }.items():
-        if key not in shapes:
-            raise ConversionError(
-                f"the checkpoint has no {part} of a Mask R-CNN of this origin "
-                f"(its keys begin with {', '.join(list(state)[:3])}); check origin and name"
-            )
-    return shapes
-
-
 ORIGINS: dict[str, Origin] = {
     "torchvision": Origin(
         rules=_TORCHVISION,
@@ -250,15 +187,13 @@ ORIGINS: dict[str, Origin] = {
         input=DETECTION_RGB,
     ),
     "mmdet": Origin(
-        rules=lambda cfg: _mask_rows(
-            _mmdet_rules(backbone=cfg.backbone_norm, heads=cfg.head_norm), cfg
-        ),
+        rules=lambda cfg: _mask_rows(_mmdet_rules(cfg.backbone_norm, cfg.head_norm), cfg),
         infer=_infer_mmdet,
-        input=lambda cfg: _CAFFE if cfg.backbone_style == "caffe" else DETECTION_RGB,
+        input=mmdet_input,
     ),
     "detectron2": Origin(
         rules=lambda cfg: _mask_rows(_detectron2_rules(_detectron2_body(cfg.neck)), cfg),
         infer=_infer_detectron2,
-        input=lambda cfg: _CAFFE_RESNEXT if cfg.backbone.startswith("resnext") else _CAFFE,
+        input=lambda cfg: _CAFFE_RESNEXT if cfg.backbone.startswith("resnext") else CAFFE_DETECTION,
     ),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
 from pixelwise.nn.detections import Detections
+from pixelwise.nn.norm import make_norm
 from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions, best_first
 from pixelwise.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from pixelwise.ops.suppress import greedy_nms
@@ -46,12 +47,15 @@ class ConvTrunk(nn.Module):
         channels:    of the convolutions.
         out_features: of every fully connected layer.
         norm:        of the convolutions.
+        fc_norm:     of the fully connected layers, "group" or None.
+        fuse:        what goes before all this and makes one feature of several, such as a
+            `LevelFusion`; the sizes above are those of its result.
 
     Source:  FPN (arXiv:1612.03144), section 4.2; with convolutions: Group Normalization
         (arXiv:1803.08494), section 4.2.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the knobs in which trunks differ)
         self,
         in_channels: int,
         side: int,
@@ -61,12 +65,16 @@ class ConvTrunk(nn.Module):
         channels: int = 256,
         out_features: int = 1024,
         norm: str | None = None,
+        fc_norm: str | None = None,
+        fuse: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.fuse = nn.Identity() if fuse is None else fuse
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, norm=norm) for a, b in pairwise(widths)))
         features = [widths[-1] * side**2, *[out_features] * fcs]
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(features))
+        self.fc_norms = nn.ModuleList(make_norm(fc_norm, out_features) for _ in self.fcs)
         self.out_features = out_features
         for fc in self.fcs.children():
             if isinstance(fc, nn.Linear):
@@ -74,9 +82,10 @@ class ConvTrunk(nn.Module):
                 nn.init.zeros_(fc.bias)
 
     def forward(self, features: Tensor) -> Tensor:  # noqa: D102
-        x = self.convs(features).flatten(1)  # [R, C * side * side]: channel, then y, then x
-        for fc in self.fcs:
-            x = F.relu(fc(x))
+        x = self.convs(self.fuse(features))  # [R, C, side, side]
+        x = x.flatten(1)  # [R, C * side * side]: channel, then y, then x
+        for fc, norm in zip(self.fcs, self.fc_norms, strict=True):
+            x = F.relu(norm(fc(x)))
         return x  # [R, out_features]
 
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelwise.losses.mask import mask_cross_entropy
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
 from pixelwise.nn.detections import Detections, place_in_pictures
 from pixelwise.nn.regions import Regions
-from pixelwise.ops.masks import mask_targets, paste_masks
+from pixelwise.ops.masks import paste_masks
 from pixelwise.types import ImageSize, InstancePrediction, RunLengths, Size
 
 
@@ -25,16 +26,20 @@ class MaskHead(nn.Module):
     Args:
         in_channels:  of the region features.
         num_classes:  K, without background.
-        conventions:  which mask targets.
+        conventions:  which mask targets; whether the classes of a pixel compete.
         convs:        3x3 convolutions before the upsampling; 0 behind a C4 network's last stage.
         channels:     of the convolutions and of the upsampling.
         norm:         of the convolutions.
         class_agnostic: one mask per region, whatever its class.
+        fuse:         what goes before all this and makes one feature of several, such as a
+            `LevelFusion`.
+        branch:       [R, channels, s, s] → [R, 1, 2s, 2s], from what enters the last convolution;
+            its mask is added to those of all classes, as in `FullyConnectedFusion`.
 
     Source:  He et al., "Mask R-CNN" (arXiv:1703.06870), section 3 and figure 4.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the knobs in which mask heads differ)
         self,
         in_channels: int,
         num_classes: int,
@@ -44,16 +49,23 @@ class MaskHead(nn.Module):
         channels: int = 256,
         norm: str | None = None,
         class_agnostic: bool = False,
+        fuse: nn.Module | None = None,
+        branch: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.conventions = conventions
         self.class_agnostic = class_agnostic
+        self.fuse = nn.Identity() if fuse is None else fuse
+        self.branch = branch
+        # Competing masks need one more channel, last: pixels of no class.
+        self.with_softmax = conventions.mask_probs == "softmax"
+        rows = (1 if class_agnostic else num_classes) + (1 if self.with_softmax else 0)
         widths = [in_channels, *[channels] * convs]
         self.convs = nn.Sequential(*(ConvNormAct(a, b, 3, norm=norm) for a, b in pairwise(widths)))
         self.upsample = nn.ConvTranspose2d(widths[-1], channels, 2, stride=2)
         # Two names, so that a checkpoint shows whether its rows belong to classes.
-        last = nn.Conv2d(channels, 1 if class_agnostic else num_classes, 1)
+        last = nn.Conv2d(channels, rows, 1)
         self.add_module("shared_logits" if class_agnostic else "class_logits", last)
         nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(last.weight, std=0.001)
@@ -63,41 +75,39 @@ class MaskHead(nn.Module):
 
     def predict(self, features: Tensor) -> Tensor:
         """Mask logits [R, K or 1, 2s, 2s] of regions with features [R, C, s, s]."""
-        x = F.relu(self.upsample(self.convs(features)))  # [R, channels, 2s, 2s]
+        before = self.convs[:-1](self.fuse(features))  # [R, channels, s, s]
+        x = F.relu(self.upsample(self.convs[-1:](before)))  # [R, channels, 2s, 2s]
         name = "shared_logits" if self.class_agnostic else "class_logits"
-        return self.get_submodule(name)(x).float()
+        logits = self.get_submodule(name)(x).float()
+        return logits if self.branch is None else logits + self.branch(before).float()
 
     def of_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mask that belongs to each region's class.
 
         Args:
-            logits: [R, K or 1, M, M].
+            logits: [R, K or 1, M, M], one more where the classes compete.
             labels: [R] int64, 0..K-1.
 
         Returns:
-            [R, M, M] logits.
+            [R, M, M] logits, whose sigmoid is the probability.
         """
-        if self.class_agnostic:
-            return logits[:, 0]
-        index = labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])  # [R, 1, M, M]
-        return logits.gather(1, index)[:, 0]
+        index = self._channel(labels, logits)  # [R, 1, M, M]
+        chosen = logits.gather(1, index)[:, 0]
+        if not self.with_softmax:
+            return chosen
+        return chosen - logits.scatter(1, index, float("-inf")).logsumexp(dim=1)
+
+    def _channel(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """[R, 1, M, M] int64, the channel of each region's class at every pixel."""
+        labels = torch.zeros_like(labels) if self.class_agnostic else labels
+        return labels[:, None, None, None].expand(-1, 1, *logits.shape[2:])
 
     def targets(self, regions: Regions, side: int) -> Tensor:
         """The matched objects' masks inside each region, [R, side, side] in [0, 1]."""
-        inside = regions.is_object  # [R]
-        targets = torch.zeros(len(inside), side, side, device=inside.device)
-        if inside.any():
-            targets[inside] = mask_targets(
-                regions.masks,
-                regions.rois[inside, 1:],
-                regions.gt_index[inside],
-                side,
-                mode=self.conventions.mask_targets,
-            )
-        return targets
+        return regions.object_masks(side, mode=self.conventions.mask_targets)
 
     def loss(self, logits: Tensor, regions: Regions) -> dict[str, Tensor]:
-        """Binary cross entropy on the mask of the object's class, mean over objects and pixels.
+        """Cross entropy on the mask of the object's class, mean over objects and pixels.
 
         Args:
             logits:  [R, K or 1, M, M] of `predict`.
@@ -108,8 +118,13 @@ class MaskHead(nn.Module):
         """
         with torch.no_grad():
             wanted = self.targets(regions, logits.shape[-1])  # [R, M, M]
-        chosen = self.of_class(logits, regions.labels.clamp(0, self.num_classes - 1))
-        error = F.binary_cross_entropy_with_logits(chosen, wanted, reduction="none")
+        labels = regions.labels.clamp(0, self.num_classes - 1)
+        if self.with_softmax:
+            log_probs = logits.log_softmax(dim=1)  # [R, K + 1, M, M]
+            chosen = log_probs.gather(1, self._channel(labels, logits))[:, 0]
+            error = -wanted * chosen - (1 - wanted) * log_probs[:, -1]  # [R, M, M]
+        else:
+            error = mask_cross_entropy(self.of_class(logits, labels), wanted)
         inside = regions.is_object  # [R]
         total = (error.mean(dim=(1, 2)) * inside).sum()
         return {"mask": total / inside.sum().clamp(min=1)}

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from pixelwise.errors import UsageError
 
-Norm = Literal["batch", "frozen", "sync", "group"]
-NORMS = ("batch", "frozen", "sync", "group")
+Norm = Literal["batch", "frozen", "sync", "group", "affine"]
+NORMS = ("batch", "frozen", "sync", "group", "affine")
 
 _GROUPS = 32  # Group Normalization (arXiv:1803.08494), section 4: the best of 2..64
 
@@ -69,13 +69,37 @@ class FrozenBatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+class ChannelAffine(nn.Module):
+    """A fixed scale and shift per channel: a frozen batch norm whose statistics were folded in.
+
+    Args:
+        channels: C of the [B, C, H, W] input.
+
+    Source: Detectron and Detectron.pytorch, which store their backbones so.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → the same shape."""
+        scale, shift = self.weight.to(x.dtype), self.bias.to(x.dtype)  # [C]
+        return x * scale[:, None, None] + shift[:, None, None]  # [B, C, H, W]
+
+
 def make_norm(kind: Norm | str | None, channels: int, eps: float = 1e-5) -> nn.Module:
     """The normalisation layer of this kind.
 
     Args:
         kind:     "batch", "frozen" (fixed statistics), "sync" (statistics over all processes; plain
                   batch statistics where there is only one), "group" (32 groups, fewer where 32 does
-                  not divide the channels) or None for no normalisation.
+                  not divide the channels), "affine" (no statistics, a fixed affine map) or None for
+                  no normalisation.
         channels: C of its input.
         eps:      added to the variance.
 
@@ -93,4 +117,6 @@ def make_norm(kind: Norm | str | None, channels: int, eps: float = 1e-5) -> nn.M
     if kind == "group":
         groups = next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0)
         return nn.GroupNorm(groups, channels, eps=eps)
+    if kind == "affine":
+        return ChannelAffine(channels)
     raise UsageError(f"no norm is named {kind!r}; choose one of {', '.join(NORMS)}")

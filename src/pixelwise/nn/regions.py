@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixelwise.nn.conventions import Conventions
 from pixelwise.ops.boxes import pairwise_ioa, pairwise_iou
+from pixelwise.ops.masks import mask_targets
 from pixelwise.ops.matching import BACKGROUND, IGNORED, match_boxes
 from pixelwise.ops.roi import pool_levels
 from pixelwise.ops.sampling import sample_balanced
@@ -81,6 +82,22 @@ class Regions:
         """
         inside = self.is_object.nonzero()[:, 0]  # [F]
         return self.select(inside if len(inside) else inside.new_zeros(1))
+
+    def object_masks(
+        self, side: int, *, mode: Literal["bitmap", "torchvision"] = "bitmap"
+    ) -> Tensor:
+        """The matched objects' masks inside each region, see `mask_targets`.
+
+        Returns:
+            [R, side, side] in [0, 1]; 0 where there is no object.
+        """
+        inside = self.is_object  # [R]
+        masks = torch.zeros(len(inside), side, side, device=inside.device)
+        if inside.any():
+            masks[inside] = mask_targets(
+                self.masks, self.rois[inside, 1:], self.gt_index[inside], side, mode=mode
+            )
+        return masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +196,7 @@ def match_objects(
     high: float,
     low: float,
     min_low_quality: float | None = None,
+    low_quality_to: Literal["most", "last"] = "most",
 ) -> Tensor:
     """Say for each box which object it stands for.
 
@@ -190,6 +208,7 @@ def match_objects(
         high:   IoU from which a box is positive.
         low:    IoU below which a box is background; between them it is ignored.
         min_low_quality: make the best boxes of each object positive from this IoU on; None: do not.
+        low_quality_to: whose they are then, see `match_boxes`.
 
     Returns:
         [A] int64: position in `target`, -1 background, -2 ignored.
@@ -203,6 +222,7 @@ def match_objects(
         low=low,
         allow_low_quality=min_low_quality is not None,
         min_low_quality=min_low_quality or 0.0,
+        low_quality_to=low_quality_to,
     )  # [A]
     if target.crowd.any():
         covered = pairwise_ioa(boxes, target.boxes[target.crowd]).amax(dim=1)  # [A]

@@ -211,6 +211,7 @@ class RPN(nn.Module):
             high=POSITIVE_IOU,
             low=NEGATIVE_IOU,
             min_low_quality=rules.min_low_quality,
+            low_quality_to=rules.low_quality_to,
         )
         if rules.border_anchors:
             return match(anchors)
@@ -243,7 +244,7 @@ class RPN(nn.Module):
         rules = self.conventions
         count = len(wanted.chosen) if rules.sampled_normaliser else ANCHORS_PER_IMAGE * len(targets)
         objectness = F.binary_cross_entropy_with_logits(logits, wanted.is_object, reduction="sum")
-        box = F.smooth_l1_loss(deltas, wanted.deltas, reduction="sum", beta=rules.box_beta)
+        box = F.smooth_l1_loss(deltas, wanted.deltas, reduction="sum", beta=rules.rpn_beta)
         return {"rpn_objectness": objectness / max(count, 1), "rpn_box": box / max(count, 1)}
 
     @torch.no_grad()

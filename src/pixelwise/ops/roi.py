@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixelwise.types import Size
 
-LevelRule = Literal["torchvision", "mmdet", "detectron2"]
+LevelRule = Literal["torchvision", "mmdet", "detectron2", "detectron"]
 
 # A box of 224 px, the side of an ImageNet picture, belongs to level 4.
 _CANONICAL_SIDE_PX = 224
@@ -62,7 +62,8 @@ def assign_levels(
         finest_side = _CANONICAL_SIDE_PX / 2 ** (_CANONICAL_LEVEL - finest)
         level = finest + torch.log2(side / finest_side + 1e-6)
     else:
-        level = _CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX + 1e-8)
+        guard = 1e-6 if rule == "detectron" else 1e-8
+        level = _CANONICAL_LEVEL + torch.log2(side / _CANONICAL_SIDE_PX + guard)
     return level.floor().clamp(finest, coarsest).to(torch.int64)
 
 
@@ -107,24 +108,51 @@ def roi_pool(features: Tensor, rois: Tensor, side: int | Size, *, scale: float) 
     return torchvision.ops.roi_pool(features, rois.to(features.dtype), side, scale)
 
 
+def pool_region(
+    features: Tensor,
+    rois: Tensor,
+    side: int | Size,
+    *,
+    scale: float,
+    sampling: int | None,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign, or RoIPool where there is no number of samples.
+
+    Args:
+        features: [B, C, h, w].
+        rois:     [R, 5] image index and box in pixels of the network input.
+        side:     bins per side, or (rows, columns).
+        scale:    feature cells per input pixel.
+        sampling: see `roi_align`; None for `roi_pool`.
+        aligned:  see `roi_align`; RoIPool has no such thing.
+
+    Returns:
+        [R, C, side, side] in the order of the regions.
+    """
+    if sampling is None:
+        return roi_pool(features, rois, side, scale=scale)
+    return roi_align(features, rois, side, scale=scale, sampling=sampling, aligned=aligned)
+
+
 def pool_levels(
     pyramid: Sequence[Tensor],
     rois: Tensor,
     side: int | Size,
     *,
     strides: Sequence[int],
-    sampling: int,
+    sampling: int | None,
     aligned: bool,
     rule: LevelRule = "detectron2",
 ) -> Tensor:
-    """RoIAlign each region on the level that suits its size.
+    """RoIAlign (or RoIPool) each region on the level that suits its size.
 
     Args:
         pyramid:  per level [B, C, h, w], finest first.
         rois:     [R, 5] image index and box in pixels of the network input; R may be 0.
         side:     bins per side, or (rows, columns).
         strides:  input pixels per cell of each level, doubling from level to level.
-        sampling: samples per bin and axis, 0 for as many as cells.
+        sampling: see `pool_region`.
         aligned:  see `roi_align`.
         rule:     see `assign_levels`.
 
@@ -134,14 +162,14 @@ def pool_levels(
     scales = [1 / s for s in strides]
     if len(pyramid) == 1:
         (only,) = pyramid
-        return roi_align(only, rois, side, scale=scales[0], sampling=sampling, aligned=aligned)
+        return pool_region(only, rois, side, scale=scales[0], sampling=sampling, aligned=aligned)
     finest = int(math.log2(strides[0]))
     coarsest = finest + len(pyramid) - 1
     level = assign_levels(rois[:, 1:], finest=finest, coarsest=coarsest, rule=rule) - finest  # [R]
     if torch.compiler.is_compiling():
         # A graph of fixed shapes cannot divide the regions: every level pools all of them.
         pooled = [
-            roi_align(f, rois, side, scale=s, sampling=sampling, aligned=aligned)
+            pool_region(f, rois, side, scale=s, sampling=sampling, aligned=aligned)
             for f, s in zip(pyramid, scales, strict=True)
         ]
         result = pooled[0]  # [R, C, side, side]
@@ -150,7 +178,7 @@ def pool_levels(
         return result
     members = [(level == i).nonzero()[:, 0] for i in range(len(pyramid))]
     parts = [
-        roi_align(f, rois[m], side, scale=s, sampling=sampling, aligned=aligned)
+        pool_region(f, rois[m], side, scale=s, sampling=sampling, aligned=aligned)
         for f, s, m in zip(pyramid, scales, members, strict=True)
     ]
     return torch.cat(parts)[torch.cat(members).argsort()]  # [R, C, side, side]

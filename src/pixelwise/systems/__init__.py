@@ -30,6 +30,8 @@ from pixelwise.systems.fcis import FCIS, FCISConfig
 from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from pixelwise.systems.mask_scoring_rcnn import MaskScoringRCNN, MaskScoringRCNNConfig
+from pixelwise.systems.panet import PANet, PANetConfig
 from pixelwise.systems.parsenet import ParseNet, ParseNetConfig
 from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
 from pixelwise.systems.rfcn import RFCN, RFCNConfig
@@ -107,11 +109,21 @@ SYSTEMS: dict[str, Entry] = {
     "mask_rcnn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet101_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "mask_rcnn_resnext101_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="resnext101_32x8d"), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_fpn_v2": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone_norm="batch", box_head="4conv1fc", head_norm="batch", rpn_convs=2, conventions="torchvision", proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_fpn_gn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone_norm="group", box_head="4conv1fc", head_norm="group"), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_c4": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="c4", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_resnet50_dc5": Entry(system=MaskRCNN, config=MaskRCNNConfig(neck="dc5", pre_nms=(12000, 6000), proposals=(2000, 1000)), input=DETECTION_RGB, task="instance"),
     "mask_rcnn_lite0_fpn": Entry(system=MaskRCNN, config=MaskRCNNConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
+    "mask_scoring_rcnn": Entry(system=MaskScoringRCNN, config=MaskScoringRCNNConfig(), input=DETECTION_RGB, task="instance"),
+    "mask_scoring_rcnn_resnet50_fpn": Entry(system=MaskScoringRCNN, config=MaskScoringRCNNConfig(), input=DETECTION_RGB, task="instance"),
+    "mask_scoring_rcnn_resnet101_fpn": Entry(system=MaskScoringRCNN, config=MaskScoringRCNNConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "mask_scoring_rcnn_lite0_fpn": Entry(system=MaskScoringRCNN, config=MaskScoringRCNNConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
+    "panet": Entry(system=PANet, config=PANetConfig(), input=DETECTION_RGB, task="instance"),
+    "panet_resnet50_fpn": Entry(system=PANet, config=PANetConfig(path="linear", neck_norm=None, box_head="2fc", head_norm=None), input=DETECTION_RGB, task="instance"),
+    "panet_resnet101": Entry(system=PANet, config=PANetConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "panet_resnext101_64x4d": Entry(system=PANet, config=PANetConfig(backbone="resnext101_64x4d"), input=DETECTION_RGB, task="instance"),
+    "panet_lite0_fpn": Entry(system=PANet, config=PANetConfig(backbone="tf_efficientnet_lite0", channels=64), input=DETECTION_RGB, task="instance"),
     "parsenet": Entry(system=ParseNet, config=ParseNetConfig(), input=FCN_BGR, task="semantic"),
     "parsenet_conv45": Entry(system=ParseNet, config=ParseNetConfig(skips=(4, 5)), input=FCN_BGR, task="semantic"),
     "parsenet_conv345": Entry(system=ParseNet, config=ParseNetConfig(skips=(3, 4, 5)), input=FCN_BGR, task="semantic"),

@@ -245,9 +245,8 @@ class MaskRCNN(nn.Module):
 
 def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
     levels = {"fpn": (2, 3, 4, 5), "c4": (4,), "dc5": (5,)}[cfg.neck]
-    knobs: dict[str, Any] = {}
-    if cfg.backbone in RESNETS:
-        knobs["norm_eps"] = CONVENTIONS[cfg.conventions].norm_eps
+    rules = CONVENTIONS[cfg.conventions]
+    knobs = rules.backbone_knobs(cfg.backbone, cfg.backbone_norm)
     if cfg.neck == "dc5" and cfg.backbone in RESNETS:
         knobs["contract_dilation"] = False  # every 3x3 of layer4 is dilated (detectron2, mmdet)
     return build_backbone(
@@ -291,7 +290,7 @@ def _region_stage(cfg: MaskRCNNConfig, channels: int) -> tuple[nn.Module, int]:
     knobs: dict[str, Any] = {
         key: style[key] for key in ("stride_in_1x1", "avg_down") if key in style
     }
-    knobs["norm_eps"] = CONVENTIONS[cfg.conventions].norm_eps
+    knobs |= CONVENTIONS[cfg.conventions].backbone_knobs(cfg.backbone, cfg.backbone_norm)
     stage = make_stage(cfg.backbone, 4, norm=cfg.backbone_norm, **knobs)
     return nn.Sequential(OrderedDict(layer4=stage)), 2 * channels
 
