@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwise.ops import masks as module
-from pixelwise.ops.masks import mask_targets, paste_masks, resized_strips, resized_targets
+from pixelwise.ops.masks import (
+    mask_targets,
+    paste_masks,
+    resized_strips,
+    resized_targets,
+    shares_inside,
+)
 from pixelwise.ops.rle import (
     areas,
     crops_from_dense,
@@ -296,3 +302,28 @@ def test_resized_strips_hold_the_edge_up_to_the_border() -> None:
     clear = np.abs(resized - 0.5) > 1e-5
     assert np.array_equal(ours[clear], (resized >= 0.5)[clear])
     assert not owner.any()
+
+
+@pytest.mark.parametrize("path", fixture_params("instance", "ops_masks*"))
+def test_parity_of_shares(path: object) -> None:
+    fixture = load_fixture(path)
+    boxes, index = fixture.tensor("target_proposals"), fixture.tensor("target_gt_index")
+    shares = shares_inside(crops_from_dense(fixture.tensor("gt_masks")), boxes, index)
+    fixture.compare("mmdet_area_ratio", shares, rtol=1e-5)
+
+
+def test_share_of_a_mask_inside_a_box() -> None:
+    """Against counting in a dense stack, also for boxes beside the mask and empty masks."""
+    dense = blobs(12, (60, 70), 3)
+    dense[2] = 0
+    boxes, index = boxes_around(300, (60, 70), 4), torch.arange(300) % 12
+    boxes = boxes.clamp(min=0)
+    ours = shares_inside(crops_from_dense(dense), boxes, index)
+    for box, i, share in zip(boxes, index.tolist(), ours.tolist(), strict=True):
+        x1, y1, x2, y2 = box.int().tolist()
+        total = int(dense[i].sum())
+        assert share == pytest.approx(int(dense[i, y1:y2, x1:x2].sum()) / max(total, 1))
+    assert ours[2] == 0
+    assert len({round(x, 3) for x in ours.tolist()}) > 10
+    none = torch.zeros(0, dtype=torch.int64)
+    assert shares_inside(crops_from_dense(dense), torch.zeros(0, 4), none).shape == (0,)

@@ -80,9 +80,6 @@ def renamed_shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes
 
     So settings are read from one vocabulary, ours, whatever the origin. Rows are those of the
     source. Keys that no rule covers are left out; `translate` lists them later.
-
-    Raises:
-        ConversionError: the heads are not those of a Mask R-CNN.
     """
     shapes: Shapes = {}
     for key, value in state.items():
@@ -91,6 +88,16 @@ def renamed_shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes
             if match and isinstance(rule, Rename):
                 shapes[match.expand(rule.to) + key[match.end() :]] = tuple(value.shape)
                 break
+    return shapes
+
+
+def mask_rcnn_shapes(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> Shapes:
+    """The same for a Mask R-CNN and what grew out of it.
+
+    Raises:
+        ConversionError: there are no heads of one.
+    """
+    shapes = renamed_shapes(rules, state)
     for part, key in {
         "backbone": "backbone.stem.0.conv.weight",
         "class layer": "box_head.classify.weight",

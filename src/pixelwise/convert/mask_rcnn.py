@@ -14,9 +14,9 @@ from pixelwise.convert.detection import (
     Shapes,
     count,
     head_norm,
+    mask_rcnn_shapes,
     mmdet_input,
     mmdet_rules,
-    renamed_shapes,
     shared_settings,
 )
 from pixelwise.convert.resnet import detectron2_rules, infer_resnet, torchvision_rules
@@ -142,7 +142,7 @@ def _common(shapes: Shapes, *, counter_means: str) -> dict[str, Any]:
 
 def _infer_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
-        **_common(renamed_shapes(_TORCHVISION, state), counter_means="batch"),
+        **_common(mask_rcnn_shapes(_TORCHVISION, state), counter_means="batch"),
         "backbone": infer_resnet(state, "backbone.body."),
         "conventions": "torchvision",
         "proposals": (2000, 1000),
@@ -152,7 +152,7 @@ def _infer_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
     both = [rule for norm in ("batch", "group") for rule in _mmdet_rules(norm, norm)]
     # Its batch norms have counters, but always use the stored statistics (norm_eval).
-    settings = _common(renamed_shapes(both, state), counter_means="frozen")
+    settings = _common(mask_rcnn_shapes(both, state), counter_means="frozen")
     return {
         **settings,
         "backbone": infer_resnet(state, "backbone."),
@@ -168,7 +168,7 @@ def _mmdet_rules(backbone: str | None, heads: str | None) -> list[Rule]:
 def _infer_detectron2(state: Mapping[str, Tensor]) -> dict[str, Any]:
     pyramid = any(key.startswith("backbone.bottom_up.") for key in state)
     body = _detectron2_body("fpn" if pyramid else "c4")
-    settings = _common(renamed_shapes(_detectron2_rules(body), state), counter_means="batch")
+    settings = _common(mask_rcnn_shapes(_detectron2_rules(body), state), counter_means="batch")
     name = infer_resnet(state, body, stage=r"res(\d)", first=2)
     # R50 and R101 come from Caffe; ResNeXt and everything with group norm strides in the 3x3.
     plain = name.startswith("resnet") and settings["backbone_norm"] == "frozen"

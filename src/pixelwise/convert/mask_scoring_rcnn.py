@@ -12,9 +12,9 @@ from pixelwise.convert.detection import (
     DETECTRON_BGR,
     Shapes,
     head_norm,
+    mask_rcnn_shapes,
     mmdet_input,
     mmdet_rules,
-    renamed_shapes,
     shared_settings,
 )
 from pixelwise.convert.resnet import infer_resnet, torchvision_rules
@@ -44,10 +44,11 @@ MASK_IOU_HEAD: list[Rule] = [
 _MASKSCORING: list[Rule] = [
     Rename(r"backbone\.body\.stem\.conv1\.", "backbone.stem.0.conv."),
     Rename(r"backbone\.body\.stem\.bn1\.", "backbone.stem.0.norm."),
+    # Its stages are torchvision's, its stem is not.
     *(
         rule
         for rule in prefixed(torchvision_rules(), _BODY, "backbone.")
-        if rule.pattern.startswith(r"backbone\.body\.layer")
+        if isinstance(rule, Rename) and "stem" not in rule.to
     ),
     *(
         Rename(rf"backbone\.fpn\.fpn_{theirs}{i + 1}\.{_PARTS}", rf"neck.{ours}.{i}.conv.\1")
@@ -114,7 +115,7 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
     backbone = infer_resnet(state, "backbone.")
     return {
         # Its batch norms have counters, but always use the stored statistics (norm_eval).
-        **_common(renamed_shapes(both, state), counter_means="frozen"),
+        **_common(mask_rcnn_shapes(both, state), counter_means="frozen"),
         "backbone": backbone,
         # Its published ResNets are Caffe's, its ResNeXts PyTorch's.
         "backbone_style": "caffe" if backbone.startswith("resnet") else "pytorch",
@@ -126,7 +127,7 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _infer_maskscoring(state: Mapping[str, Tensor]) -> dict[str, Any]:
     backbone = infer_resnet(state, _BODY)
     return {
-        **_common(renamed_shapes(_MASKSCORING, state), counter_means="batch"),
+        **_common(mask_rcnn_shapes(_MASKSCORING, state), counter_means="batch"),
         "backbone": backbone,
         "backbone_style": "caffe" if backbone.startswith("resnet") else "pytorch",
         "conventions": "detectron",

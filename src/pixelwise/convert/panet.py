@@ -12,13 +12,13 @@ from pixelwise.convert.detection import (
     DETECTRON_BGR,
     Shapes,
     head_norm,
+    mask_rcnn_shapes,
     mmdet_convs,
     mmdet_input,
     mmdet_rules,
-    renamed_shapes,
     shared_settings,
 )
-from pixelwise.convert.resnet import infer_resnet, torchvision_rules
+from pixelwise.convert.resnet import detectron_pytorch_rules, infer_resnet
 from pixelwise.convert.rules import Rename, Rows, Rule, prefixed, roll, skip
 from pixelwise.systems.panet import PANetConfig
 
@@ -35,7 +35,7 @@ def _panet_rules(cfg: PANetConfig) -> list[Rule]:
     """
     step = 2 if cfg.head_norm is None else 3  # layers per convolution in a sequence
     return [
-        *_body(),
+        *prefixed(detectron_pytorch_rules(), _BODY, "backbone."),
         *_neck(with_norm=cfg.neck_norm is not None),
         Rename(r"RPN\.FPN_RPN_conv\.", "rpn.convs.0.conv."),
         Rename(r"RPN\.FPN_RPN_cls_score\.", "rpn.objectness."),
@@ -68,23 +68,6 @@ def _box_trunk(kind: str, step: int) -> list[Rule]:
         Rename(r"Box_Head\.fc2\.0\.", "box_head.trunk.fcs.0."),
         Rename(r"Box_Head\.fc2\.1\.", "box_head.trunk.fc_norms.0."),
     ]
-
-
-def _body() -> list[Rule]:
-    """Its backbone: torchvision's names inside stages res1 (the stem) to res5."""
-    rules: list[Rule] = [
-        Rename(r"res1\.conv1\.", "stem.0.conv."),
-        Rename(r"res1\.bn1\.", "stem.0.norm."),
-    ]
-    for rule in torchvision_rules():
-        if isinstance(rule, Rename) and rule.pattern.startswith(r"layer(\d)"):
-            for stage in range(1, 5):
-                source = rule.pattern.replace(r"layer(\d)", f"res{stage + 1}")
-                # One group less: the others move up by one.
-                ours = rule.to.replace(r"\1", str(stage))
-                ours = ours.replace(r"\2", r"\1").replace(r"\3", r"\2")
-                rules.append(Rename(source, ours))
-    return prefixed(rules, _BODY, "backbone.")
 
 
 def _neck(*, with_norm: bool) -> list[Rule]:
@@ -155,7 +138,7 @@ def _infer_panet(state: Mapping[str, Tensor]) -> dict[str, Any]:
         # In a sequence without norms, number 1 is a ReLU.
         "head_norm": "group" if "Mask_Head.conv_fcn.1.weight" in state else None,
     }
-    shapes = renamed_shapes(_panet_rules(PANetConfig(**forms)), state)
+    shapes = mask_rcnn_shapes(_panet_rules(PANetConfig(**forms)), state)
     backbone = infer_resnet(state, _BODY, stage=r"res(\d)", first=2)
     return {
         **shared_settings(shapes, counter_means="frozen"),
@@ -176,7 +159,7 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
         for rule in _mmdet_rules(PANetConfig(backbone_norm=norm, neck_norm=norm, head_norm=norm))
     ]
     # Its batch norms have counters, but always use the stored statistics (norm_eval).
-    shapes: Shapes = renamed_shapes(both, state)
+    shapes: Shapes = mask_rcnn_shapes(both, state)
     return {
         **shared_settings(shapes, counter_means="frozen"),
         "backbone": infer_resnet(state, "backbone."),

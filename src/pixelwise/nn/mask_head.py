@@ -75,8 +75,10 @@ class MaskHead(nn.Module):
 
     def predict(self, features: Tensor) -> Tensor:
         """Mask logits [R, K or 1, 2s, 2s] of regions with features [R, C, s, s]."""
-        before = self.convs[:-1](self.fuse(features))  # [R, channels, s, s]
-        x = F.relu(self.upsample(self.convs[-1:](before)))  # [R, channels, 2s, 2s]
+        x = before = self.fuse(features)  # [R, C, s, s]
+        for conv in self.convs:
+            before, x = x, conv(x)  # [R, channels, s, s], what enters the last one and leaves it
+        x = F.relu(self.upsample(x))  # [R, channels, 2s, 2s]
         name = "shared_logits" if self.class_agnostic else "class_logits"
         logits = self.get_submodule(name)(x).float()
         return logits if self.branch is None else logits + self.branch(before).float()

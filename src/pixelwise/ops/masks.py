@@ -85,7 +85,7 @@ def mask_targets(
 def shares_inside(masks: MaskCrops, boxes: Tensor, index: Tensor) -> Tensor:
     """How much of a mask lies inside a box, as a part of its whole area.
 
-    Pixels count as inside when the box touches them.
+    The corners of a box are rounded down to whole pixels.
 
     Args:
         masks: N masks of one picture.
@@ -95,8 +95,8 @@ def shares_inside(masks: MaskCrops, boxes: Tensor, index: Tensor) -> Tensor:
     Returns:
         [R] float32 in [0, 1]; 0 for an empty mask.
 
-    Source: Mask Scoring R-CNN (arXiv:1903.00241), section 3.3; boxes in whole pixels as in
-        MMDetection.
+    Source: Mask Scoring R-CNN (arXiv:1903.00241), section 3.3; whole pixels as in
+        MMDetection (the authors clip the polygons instead).
     """
     boxes = boxes.detach().float()
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
@@ -107,16 +107,16 @@ def shares_inside(masks: MaskCrops, boxes: Tensor, index: Tensor) -> Tensor:
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
         crops = _gather_crops(pixels, starts[part], extent)  # [n, h, w]
         own: list[Tensor] = []
-        touched: list[Tensor] = []
+        within: list[Tensor] = []
         for axis in (1, 0):
             place = torch.arange(crops.shape[2 - axis], device=boxes.device)  # [h or w]
             ends = boxes[part, axis::2].floor() - corner[:, axis, None]  # [n, 2]
             own.append((place < extent[:, axis, None]).float())  # [n, h or w]
-            touched.append(own[-1] * (place >= ends[:, :1]) * (place <= ends[:, 1:]))
+            within.append(own[-1] * (place >= ends[:, :1]) * (place < ends[:, 1:]))
         with torch.autocast(boxes.device.type, enabled=False):
             inside, whole = (
                 torch.einsum("nh,nhw,nw->n", rows, crops, columns)
-                for rows, columns in (touched, own)
+                for rows, columns in (within, own)
             )
         shares[part] = inside / whole.clamp(min=1)
     return shares
