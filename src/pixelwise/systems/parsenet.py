@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
 from pixelwise.losses.semantic import PixelLoss, check_pixel_loss, stack_targets
-from pixelwise.nn.aspp_sum import make_classifier
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.backbones.vgg import VGG, VGGS, MaxPool
 from pixelwise.nn.global_context import GlobalContext, L2Norm
-from pixelwise.nn.large_fov import LargeFOV
+from pixelwise.nn.large_fov import LargeFOV, make_classifier
 from pixelwise.nn.norm import NORMS, Norm
 from pixelwise.nn.pixel_criterion import PixelCriterion
 from pixelwise.ops.cell_grid import grid_size, resize_grid
