@@ -110,6 +110,7 @@ FCIS_BGR = InputSpec(
     channel_order="bgr",
     resize=ResizeRule(short_side=600, long_side=1000),
 )
+SOLO_LIGHT_RGB = InputSpec(resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32))
 
 
 @dataclass(frozen=True, kw_only=True)

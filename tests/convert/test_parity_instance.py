@@ -17,7 +17,7 @@ from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
-from tests.convert import parity_fcis, parity_panet
+from tests.convert import parity_fcis, parity_panet, parity_solo
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
@@ -25,18 +25,21 @@ COMING = {
     "yolact": "YOLACT",
     "mmdet_yolact_": "YOLACT",
     "blendmask_": "BlendMask",
-    "mmdet_solo": "SOLO",
-    "mmdet_decoupled_solo": "SOLO",
     "polarmask_": "PolarMask",
     "fcos_": "the FCOS base of BlendMask",
     "mmdet_retinanet_": "the RetinaNet base of YOLACT",
-    "loss_": "losses of the one-stage systems",
-    "post_": "decoding of the one-stage systems",
+    "loss_yolact": "losses of YOLACT",
+    "loss_fcos": "losses of BlendMask",
+    "loss_blendmask": "losses of BlendMask",
+    "loss_discriminative": "the loss of the embedding system",
+    "post_fast_nms": "decoding of YOLACT",
+    "post_yolact_": "decoding of YOLACT",
+    "post_blender_": "decoding of BlendMask",
     "op_deform_conv": "deformable convolution",
 }
 ELSEWHERE = ("ops_",)  # tests/ops
 # Fixtures that are checked by one function each; those of whole detectors have several tests below.
-RUNNERS = {**parity_fcis.RUNNERS, **parity_panet.RUNNERS}
+RUNNERS = {**parity_fcis.RUNNERS, **parity_panet.RUNNERS, **parity_solo.RUNNERS}
 # Pattern of the name → origin and system; the first that matches counts.
 SYSTEMS = {
     r"mmdet_maskrcnn_.*pafpn": ("mmdet", "panet"),

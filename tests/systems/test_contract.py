@@ -131,6 +131,19 @@ TINY: dict[str, dict[str, Any]] = {
         "min_side_px": 2.0,
         "detections_per_image": 8,
     },
+    "SOLO": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "channels": 16,
+        "head_width": 16,
+        "head_convs": 2,
+        "kernel_width": 16,
+        "grids": (8, 7, 6, 4, 3),
+        "scale_ranges": ((1, 16), (8, 24), (16, 40), (24, 64), (48, 2048)),
+        "cells_per_level": 20,
+        "score_thresh": 0.005,
+        "final_thresh": 0.0,
+    },
     "UNet": {"num_classes": K, "widths": (8, 8, 16), "decoder_widths": (8, 8)},
 }
 # A row whose form needs more than its class's settings, or keeps its own backbone.

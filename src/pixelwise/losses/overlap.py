@@ -26,3 +26,21 @@ def dice_loss(probs: Tensor, marks: Tensor, weights: Tensor, *, smooth: float = 
     either = (weights * (probs + marks)).sum(-1)  # [N]
     top, bottom = 2 * both + smooth, either + smooth
     return (bottom - top) / bottom.clamp(min=1e-7)
+
+
+def squared_dice_loss(probs: Tensor, marks: Tensor, *, smooth: float = 1e-3) -> Tensor:
+    """The Dice loss with squared terms in the denominator, of every region.
+
+    Args:
+        probs:  [N, P] in [0, 1], what is predicted of each pixel.
+        marks:  [N, P] 0 or 1, what is true.
+        smooth: added to each of the two sums of the denominator.
+
+    Returns:
+        [N] in [0, 1]: 1 - 2 sum(p t) / (sum p^2 + sum t^2 + 2 smooth).
+
+    Source:  V-Net (arXiv:1606.04797), section 3; SOLO (arXiv:1912.04488), eq. 3.
+    """
+    marks = marks.to(probs.dtype)
+    both = (probs * marks).sum(-1)  # [N]
+    return 1 - 2 * both / (probs.square().sum(-1) + marks.square().sum(-1) + 2 * smooth)

@@ -17,6 +17,7 @@ from pixelwise.spec import (
     FCIS_BGR,
     FCN_BGR,
     IMAGENET_RGB,
+    SOLO_LIGHT_RGB,
     InputSpec,
     Task,
 )
@@ -35,6 +36,7 @@ from pixelwise.systems.panet import PANet, PANetConfig
 from pixelwise.systems.parsenet import ParseNet, ParseNetConfig
 from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
 from pixelwise.systems.rfcn import RFCN, RFCNConfig
+from pixelwise.systems.solo import SOLO, SOLOConfig
 from pixelwise.systems.unet import UNet, UNetConfig
 
 
@@ -135,6 +137,15 @@ SYSTEMS: dict[str, Entry] = {
     "pspnet_efficientnet_lite0": Entry(system=PSPNet, config=PSPNetConfig(backbone="tf_efficientnet_lite0", output_stride=16, head_width=128, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "rfcn": Entry(system=RFCN, config=RFCNConfig(), input=FCIS_BGR, task="instance"),
     "rfcn_lite0": Entry(system=RFCN, config=RFCNConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128), input=DETECTION_RGB, task="instance"),
+    "solo": Entry(system=SOLO, config=SOLOConfig(), input=DETECTION_RGB, task="instance"),
+    "solo_resnet50": Entry(system=SOLO, config=SOLOConfig(), input=DETECTION_RGB, task="instance"),
+    "solo_resnet101": Entry(system=SOLO, config=SOLOConfig(backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "decoupled_solo": Entry(system=SOLO, config=SOLOConfig(form="decoupled"), input=DETECTION_RGB, task="instance"),
+    "decoupled_solo_resnet101": Entry(system=SOLO, config=SOLOConfig(form="decoupled", backbone="resnet101"), input=DETECTION_RGB, task="instance"),
+    "decoupled_solo_light": Entry(system=SOLO, config=SOLOConfig(form="light", head_convs=4, scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))), input=SOLO_LIGHT_RGB, task="instance"),
+    "decoupled_solo_lite0": Entry(system=SOLO, config=SOLOConfig(form="light", backbone="tf_efficientnet_lite0", channels=64, head_width=64, head_convs=3, scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))), input=SOLO_LIGHT_RGB, task="instance"),
+    "solov2": Entry(system=SOLO, config=SOLOConfig(form="dynamic", head_width=512, head_convs=4), input=DETECTION_RGB, task="instance"),
+    "solov2_resnet101": Entry(system=SOLO, config=SOLOConfig(form="dynamic", backbone="resnet101", head_width=512, head_convs=4), input=DETECTION_RGB, task="instance"),
     "unet": Entry(system=UNet, config=UNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4, aux_width=64), input=IMAGENET_RGB, task="semantic"),
     "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
