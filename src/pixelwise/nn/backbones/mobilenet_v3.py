@@ -118,7 +118,7 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] → [B, out, ceil(H / stride), ceil(W / stride)]."""
         y = self.project(self.squeeze(self.depthwise(self.expand(x))))
-        return x + y if self.with_shortcut else y
+        return y.add_(x) if self.with_shortcut else y
 
 
 class MobileNetV3(nn.Module):

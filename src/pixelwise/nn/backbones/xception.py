@@ -139,7 +139,7 @@ class XceptionBlock(nn.Module):
         """The block's output, and its second convolution's before the stride and any ReLU."""
         tap = self.conv2(self.conv1(x))  # [B, c2, H, W]
         y = self.conv3(tap)  # [B, c3, H / stride, W / stride]
-        return (y if self.shortcut is None else y + self.shortcut(x)), tap
+        return (y if self.shortcut is None else y.add_(self.shortcut(x))), tap
 
 
 class Xception(nn.Module):

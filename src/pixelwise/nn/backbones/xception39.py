@@ -65,7 +65,7 @@ class ThinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] → [B, 4 * width, ceil(H / stride), ceil(W / stride)]."""
-        return self.act(self.residual(x) + self.shortcut(x))
+        return self.act(self.residual(x).add_(self.shortcut(x)))
 
 
 class Xception39(nn.Module):
