@@ -202,8 +202,10 @@ def cut_end(x: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         [B, C, *size].
     """
-    # Negative padding cuts; a slice would compare sizes, which fixes them in an export.
-    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        # A slice would compare sizes, which fixes them in an export; negative padding cuts too.
+        return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+    return x[:, :, : size[0], : size[1]]  # not a copy, which padding by nothing is
 
 
 class ExpandingPath(nn.Module):
