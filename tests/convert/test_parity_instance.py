@@ -17,7 +17,7 @@ from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
-from tests.convert import parity_fcis, parity_panet, parity_solo
+from tests.convert import parity_embedding, parity_fcis, parity_panet, parity_solo
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
@@ -31,7 +31,6 @@ COMING = {
     "loss_yolact": "losses of YOLACT",
     "loss_fcos": "losses of BlendMask",
     "loss_blendmask": "losses of BlendMask",
-    "loss_discriminative": "the loss of the embedding system",
     "post_fast_nms": "decoding of YOLACT",
     "post_yolact_": "decoding of YOLACT",
     "post_blender_": "decoding of BlendMask",
@@ -39,7 +38,12 @@ COMING = {
 }
 ELSEWHERE = ("ops_",)  # tests/ops
 # Fixtures that are checked by one function each; those of whole detectors have several tests below.
-RUNNERS = {**parity_fcis.RUNNERS, **parity_panet.RUNNERS, **parity_solo.RUNNERS}
+RUNNERS = {
+    **parity_embedding.RUNNERS,
+    **parity_fcis.RUNNERS,
+    **parity_panet.RUNNERS,
+    **parity_solo.RUNNERS,
+}
 # Pattern of the name → origin and system; the first that matches counts.
 SYSTEMS = {
     r"mmdet_maskrcnn_.*pafpn": ("mmdet", "panet"),

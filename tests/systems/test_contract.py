@@ -69,6 +69,14 @@ TINY: dict[str, dict[str, Any]] = {
         "codewords": 8,
         "codeword_width": 16,
     },
+    "Embedding": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "decoder_widths": (16, 16, 16),
+        "embedding_dims": 4,
+        "min_cells": 2,
+        "detections_per_image": 8,
+    },
     "FCIS": {
         "num_classes": K,
         "backbone": "test_resnet",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -59,23 +59,42 @@ def logits_to_prediction(
         labels [H, W] on the CPU, uint8 for up to 255 classes.
     """
     classes = logits.shape[0]
-    height, width = size.original
     dtype = torch.uint8 if classes <= 255 else torch.int64
-    labels = torch.empty((height, width), dtype=dtype)
-    probs = torch.empty((classes, height, width)) if with_probs else None
-    columns = _Steps(logits.shape[2], size, axis=1, align_corners=align_corners)
-    rows = _Steps(logits.shape[1], size, axis=0, align_corners=align_corners)
-    strip = rows.strip_height(_CHUNK_ELEMENTS // max(1, classes * max(width, size.input[1])))
+    labels = torch.empty(size.original, dtype=dtype)
+    probs = torch.empty((classes, *size.original)) if with_probs else None
+    for rows, part in strips_of_original(logits, size, align_corners=align_corners):
+        labels[rows] = part.argmax(0).to(dtype)
+        if probs is not None:
+            probs[:, rows] = part.softmax(0)
+    return SemanticPrediction(labels=labels, probs=probs)
+
+
+def strips_of_original(
+    maps: Tensor, size: ImageSize, *, align_corners: bool, extra_channels: int = 0
+) -> Iterator[tuple[slice, Tensor]]:
+    """Bring one image's maps to the original picture, a few rows at a time.
+
+    Args:
+        maps: [C, h, w] at the network's stride.
+        size: the picture's sizes.
+        align_corners: of the first resize, see `logits_to_prediction`.
+        extra_channels: numbers per pixel that the caller makes of a strip; it is lower for them.
+
+    Yields:
+        rows of the original from the top down, and what they hold, [C, rows, W] float32.
+    """
+    height, width = size.original
+    columns = _Steps(maps.shape[2], size, axis=1, align_corners=align_corners)
+    rows = _Steps(maps.shape[1], size, axis=0, align_corners=align_corners)
+    numbers = (maps.shape[0] + extra_channels) * max(width, size.input[1])  # of a row
+    strip = rows.strip_height(_CHUNK_ELEMENTS // max(1, numbers))
     for top in range(0, height, strip):
         bottom = min(top + strip, height)
         first, last = rows.source_range(top, bottom)
-        part = logits[:, first:last].float()  # [K, rows used, w]
-        part = columns.apply(part, 0, width, 0, dim=2)  # [K, rows used, W]
-        part = rows.apply(part, top, bottom, first, dim=1)  # [K, bottom - top, W]
-        labels[top:bottom] = part.argmax(0).to(dtype)
-        if probs is not None:
-            probs[:, top:bottom] = part.softmax(0)
-    return SemanticPrediction(labels=labels, probs=probs)
+        part = maps[:, first:last].float()  # [C, rows used, w]
+        part = columns.apply(part, 0, width, 0, dim=2)  # [C, rows used, W]
+        part = rows.apply(part, top, bottom, first, dim=1)  # [C, bottom - top, W]
+        yield slice(top, bottom), part
 
 
 class _Steps:

@@ -27,6 +27,7 @@ from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
 from pixelwise.systems.deeplabv3 import DeepLabV3, DeepLabV3Config
 from pixelwise.systems.deeplabv3plus import DeepLabV3Plus, DeepLabV3PlusConfig
 from pixelwise.systems.efficientfcn import EfficientFCN, EfficientFCNConfig
+from pixelwise.systems.embedding import Embedding, EmbeddingConfig
 from pixelwise.systems.fcis import FCIS, FCISConfig
 from pixelwise.systems.fcn import FCN, FCNConfig
 from pixelwise.systems.gcn import GCN, GCNConfig
@@ -86,6 +87,8 @@ SYSTEMS: dict[str, Entry] = {
     "efficientfcn": Entry(system=EfficientFCN, config=EfficientFCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_resnet50": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_efficientnet_lite0": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="tf_efficientnet_lite0", compress_width=128, codewords=64, codeword_width=256), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "embedding": Entry(system=Embedding, config=EmbeddingConfig(), input=DETECTION_RGB, task="instance"),
+    "embedding_lite0": Entry(system=Embedding, config=EmbeddingConfig(backbone="tf_efficientnet_lite0", decoder_widths=(128, 64, 32)), input=DETECTION_RGB, task="instance"),
     "fcis": Entry(system=FCIS, config=FCISConfig(), input=FCIS_BGR, task="instance"),
     "fcis_coco": Entry(system=FCIS, config=FCISConfig(num_classes=80, anchor_sizes=(64, 128, 256, 512), with_ohem=True, min_side_px=2.0), input=FCIS_BGR, task="instance"),
     "fcis_resnet50": Entry(system=FCIS, config=FCISConfig(backbone="resnet50"), input=FCIS_BGR, task="instance"),
