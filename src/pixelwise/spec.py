@@ -111,6 +111,12 @@ FCIS_BGR = InputSpec(
     resize=ResizeRule(short_side=600, long_side=1000),
 )
 SOLO_LIGHT_RGB = InputSpec(resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32))
+YOLACT_RGB = InputSpec(
+    mean=(123.68, 116.78, 103.94),
+    std=(58.40, 57.12, 57.38),
+    scale=1.0,
+    resize=ResizeRule(fixed=(550, 550)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

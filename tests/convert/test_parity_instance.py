@@ -17,24 +17,18 @@ from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
-from tests.convert import parity_embedding, parity_fcis, parity_panet, parity_solo
+from tests.convert import parity_embedding, parity_fcis, parity_panet, parity_solo, parity_yolact
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
-    "yolact": "YOLACT",
-    "mmdet_yolact_": "YOLACT",
     "blendmask_": "BlendMask",
     "polarmask_": "PolarMask",
     "fcos_": "the FCOS base of BlendMask",
     "mmdet_retinanet_": "the RetinaNet base of YOLACT",
-    "loss_yolact": "losses of YOLACT",
     "loss_fcos": "losses of BlendMask",
     "loss_blendmask": "losses of BlendMask",
-    "post_fast_nms": "decoding of YOLACT",
-    "post_yolact_": "decoding of YOLACT",
     "post_blender_": "decoding of BlendMask",
-    "op_deform_conv": "deformable convolution",
 }
 ELSEWHERE = ("ops_",)  # tests/ops
 # Fixtures that are checked by one function each; those of whole detectors have several tests below.
@@ -43,6 +37,7 @@ RUNNERS = {
     **parity_fcis.RUNNERS,
     **parity_panet.RUNNERS,
     **parity_solo.RUNNERS,
+    **parity_yolact.RUNNERS,
 }
 # Pattern of the name → origin and system; the first that matches counts.
 SYSTEMS = {

@@ -153,6 +153,18 @@ TINY: dict[str, dict[str, Any]] = {
         "final_thresh": 0.0,
     },
     "UNet": {"num_classes": K, "widths": (8, 8, 16), "decoder_widths": (8, 8)},
+    "YOLACT": {
+        "num_classes": K,
+        "backbone": "test_resnet",
+        "channels": 16,
+        "prototypes": 8,
+        "anchor_sizes": (8, 16, 24, 32, 48),
+        "square_anchors": True,
+        "score_thresh": 0.0,
+        "pre_nms": 20,
+        "detections_per_image": 8,
+        "masks_per_image": 20,
+    },
 }
 # A row whose form needs more than its class's settings, or keeps its own backbone.
 TINY_ROWS: dict[str, dict[str, Any]] = {
@@ -170,6 +182,9 @@ TINY_ROWS: dict[str, dict[str, Any]] = {
     "parsenet_efficientnet_lite0": {"backbone": "test_resnet"},
     "unet_resnet34": {"backbone": "test_resnet", "decoder_widths": (16, 16, 8, 8, 8)},
     "unet_efficientnet_lite0": {"backbone": "test_resnet", "decoder_widths": (16, 16, 8, 8, 8)},
+    "yolactpp": {"backbone": "resnet50", "square_anchors": False},  # timm's have no deformable form
+    "yolactpp_resnet50": {"backbone": "resnet50", "square_anchors": False, "deform_interval": 3},
+    "yolactpp_resnet101": {"backbone": "resnet50", "square_anchors": False},
 }
 
 

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from pixelwise.nn.norm import Norm, make_norm
 
-Act = Literal["relu", "hard_swish"]
+Act = Literal["relu", "hard_swish", "leaky_relu"]
 
 
 def make_act(kind: Act | None) -> nn.Module:
     """The activation of this name; None is the identity."""
     if kind == "hard_swish":
         return nn.Hardswish(inplace=True)
+    if kind == "leaky_relu":
+        return nn.LeakyReLU(0.1, inplace=True)  # the slope of Darknet
     return nn.Identity() if kind is None else nn.ReLU(inplace=True)
 
 
@@ -29,7 +31,7 @@ class ConvNormAct(nn.Module):
         bias:     of the convolution; None gives it one exactly where there is no norm.
         norm:     see `make_norm`.
         norm_eps: of the norm.
-        act:      "relu", "hard_swish" or None.
+        act:      "relu", "hard_swish", "leaky_relu" or None.
     """
 
     def __init__(  # noqa: PLR0913 (the knobs of one convolution)

@@ -68,7 +68,42 @@ def plus_one_anchors(stride: int, scales: Sequence[float], ratios: Sequence[floa
     return torch.from_numpy(corners.astype(np.float32))
 
 
-def grid_anchors(base: Tensor, grid: Size, stride: tuple[int, int]) -> Tensor:
+def square_anchors(base: Tensor) -> Tensor:
+    """Give every anchor its width for a height too.
+
+    The released YOLACT does so by mistake, and its weights need it.
+
+    Args:
+        base: [A, 4] xyxy in pixels, around the origin.
+
+    Returns:
+        [A, 4] xyxy.
+
+    Source:  YOLACT (arXiv:1904.02689), released code: `use_square_anchors`.
+    """
+    return base[:, [0, 0, 2, 2]]
+
+
+def centred_anchors(base: Tensor, grid: Size, size: Size) -> Tensor:
+    """Repeat the anchors of one cell over a map that divides the whole input into equal cells.
+
+    The centres are those of the cells, whose sides need not be whole pixels: of 550 pixels, 69
+    cells have 7.97 each.
+
+    Args:
+        base: [A, 4] xyxy in pixels, around the origin.
+        grid: (height, width) of the feature map in cells.
+        size: (height, width) of the network input in pixels.
+
+    Returns:
+        [h * w * A, 4] xyxy in pixels; rows slowest, then columns, then the A anchors.
+    """
+    pitch = (size[0] / grid[0], size[1] / grid[1])
+    half = base.new_tensor([pitch[1], pitch[0]]).repeat(2) / 2
+    return grid_anchors(base + half, grid, pitch)
+
+
+def grid_anchors(base: Tensor, grid: Size, stride: tuple[float, float]) -> Tensor:
     """Repeat the anchors of one cell over a feature map.
 
     Args:

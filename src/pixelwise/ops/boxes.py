@@ -39,16 +39,16 @@ def pairwise_iou(a: Tensor, b: Tensor, *, plus_one: bool = False) -> Tensor:
     """Intersection over union of every box with every other.
 
     Args:
-        a:        [N, 4] xyxy in pixels.
-        b:        [M, 4] xyxy in pixels.
+        a:        [..., N, 4] xyxy in pixels.
+        b:        [..., M, 4] xyxy in pixels.
         plus_one: widths are x2 - x1 + 1.
 
     Returns:
-        [N, M] in [0, 1]; 0 where both boxes are empty.
+        [..., N, M] in [0, 1]; 0 where both boxes are empty.
     """
-    inter = _intersections(a, b, plus_one)  # [N, M]
+    inter = _intersections(a, b, plus_one)  # [..., N, M]
     areas_a, areas_b = box_areas(a, plus_one=plus_one), box_areas(b, plus_one=plus_one)
-    union = areas_a[:, None] + areas_b - inter  # [N, M]
+    union = areas_a[..., :, None] + areas_b[..., None, :] - inter  # [..., N, M]
     return torch.where(union > 0, inter / union, 0)
 
 
@@ -172,13 +172,13 @@ def clip_boxes(boxes: Tensor, size: Size, *, plus_one: bool = False) -> Tensor:
 
 
 def _intersections(a: Tensor, b: Tensor, plus_one: bool) -> Tensor:
-    """[N, M] common area; one axis at a time, since N x M can be millions."""
+    """[..., N, M] common area; one axis at a time, since N x M can be millions."""
     one = 1 if plus_one else 0
     inter = None
     for low, high in ((0, 2), (1, 3)):
-        end = torch.minimum(a[:, None, high], b[:, high])  # [N, M]
-        begin = torch.maximum(a[:, None, low], b[:, low])  # [N, M]
-        extent = (end - begin + one).clamp(min=0)  # [N, M]
+        end = torch.minimum(a[..., :, None, high], b[..., None, :, high])  # [..., N, M]
+        begin = torch.maximum(a[..., :, None, low], b[..., None, :, low])  # [..., N, M]
+        extent = (end - begin + one).clamp(min=0)  # [..., N, M]
         inter = extent if inter is None else inter * extent
     assert inter is not None
     return inter

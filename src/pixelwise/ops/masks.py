@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixelwise.ops.rle import encode_strips, split_by
-from pixelwise.types import IntArray, MaskCrops, RunLengths, Size
+from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
 Floats = npt.NDArray[np.floating[Any]]
 
 _TARGET_CHUNK = 1 << 20  # mask pixels gathered at a time: 4 MB
 _PASTE_CHUNK = 1 << 14  # columns worked on at a time; with noise each has 14 strips
+_LINES_CHUNK = 1 << 19  # values along such columns worked on at a time: 2 MB
 _RING = ((0, 0), (1, 1), (1, 1))
 _NONE = np.zeros(0, np.int64)
 _SNAP_PX = 1e-6  # a crossing this close to a pixel centre is on it; rounding must not decide
@@ -198,6 +199,64 @@ def resized_strips(
     return owner, column, (first, last)
 
 
+def resize_masks(probs: Tensor, size: ImageSize, *, thresh: float) -> RunLengths:
+    """Resize masks of the whole network input bilinearly to the original picture, and cut at that.
+
+    The result is that of resizing all N maps and comparing their pixels; but neither those pixels
+    nor a stack of masks are made.
+
+    Args:
+        probs:  [N, h, w] in [0, 1], cells that divide the network input, its padding included.
+        size:   of the picture.
+        thresh: pixels of more than this belong to the mask; in (0, 1).
+
+    Returns:
+        N masks with tight windows.
+    """
+    maps = probs.detach().to("cpu", torch.float32).numpy()
+    above = float(np.nextafter(np.float32(thresh), np.float32(1)))
+    picture = np.array(size.original[::-1])  # x and y from here on
+    per_input = picture / np.array(size.content[::-1])
+    pitch = np.array(size.input[::-1]) / np.array(maps.shape[:0:-1]) * per_input  # px per cell
+    columns = np.any(maps >= above, axis=1)  # [N, w]
+    first, last = columns.argmax(axis=1), maps.shape[2] - columns[:, ::-1].argmax(axis=1)
+    begin, end = np.zeros((len(maps), 2), np.int64), np.tile(picture, (len(maps), 1))
+    begin[:, 0] = np.floor((first - 1) * pitch[0]).clip(0, picture[0])
+    end[:, 0] = np.ceil((last + 1) * pitch[0]).clip(0, picture[0])
+    end[:, 0] = np.where(np.any(columns, axis=1), end[:, 0], begin[:, 0])
+    # The border once more, and then the zeros that end every strip.
+    padded = np.pad(np.pad(maps.transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1)), mode="edge"), _RING)
+    origin, pitch = np.tile(-0.5 * pitch, (len(maps), 1)), np.tile(pitch, (len(maps), 1))
+    parts = [RunLengths.empty(size.original)]
+    for part in split_by(end[:, 0] - begin[:, 0], max(1, _LINES_CHUNK // padded.shape[2])):
+        strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), above)
+        parts.append(encode_strips(*strips, count=part.stop - part.start, size=size.original))
+    return RunLengths.concat(parts)
+
+
+@torch.no_grad()
+def downsampled_targets(masks: MaskCrops, frame: Size, size: Size, *, thresh: float) -> Tensor:
+    """Ground-truth masks on the cells of a map, by bilinear sampling at the cells' centres.
+
+    Only the pixels that are read are touched: four for each cell of the result.
+
+    Args:
+        masks:  N masks of one picture.
+        frame:  (height, width) of the network input; the picture lies at its top left.
+        size:   (height, width) of the map that divides it.
+        thresh: cells of more than this are 1.
+
+    Returns:
+        [N, *size] float32, 0 or 1.
+
+    Source:  YOLACT (arXiv:1904.02689), released code: no averaging, however small the map.
+    """
+    whole = torch.tensor([[0, 0, frame[1], frame[0]]], device=masks.windows.device)
+    boxes = whole.expand(len(masks), 4)
+    index = torch.arange(len(masks), device=boxes.device)
+    return (_sampled(masks, boxes, index, size) > thresh).float()
+
+
 @torch.no_grad()
 def resized_targets(
     masks: MaskCrops, boxes: Tensor, index: Tensor, side: int, *, thresh: float
@@ -218,33 +277,47 @@ def resized_targets(
 
     Source:  FCIS (arXiv:1611.07709), section 3.3, as in its released code.
     """
+    return (_sampled(masks, boxes, index, (side, side)) >= thresh).float()
+
+
+def _sampled(masks: MaskCrops, boxes: Tensor, index: Tensor, size: Size) -> Tensor:
+    """[R, *size] bilinear samples of the masks `index` [R] on a grid over each box [R, 4]."""
     boxes = boxes.detach().float()
-    extent = (boxes[:, 2:] - boxes[:, :2])[:, :, None]  # [R, 2, 1]
-    at = (torch.arange(side, device=boxes.device) + 0.5) * (extent / side) - 0.5  # [R, 2, S]
+    corner = boxes[:, :2].long()  # [R, 2]
+    windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
+    pixels = F.pad(masks.pixels, (0, 1))  # a zero for what lies outside the window
+    columns, rows = (
+        _taps(boxes[:, axis + 2] - boxes[:, axis], corner[:, axis], size[1 - axis])
+        for axis in (0, 1)
+    )
+    total = boxes.new_zeros(len(boxes), *size)
+    for y, wy in rows:
+        for x, wx in columns:
+            read = _pixels_at(pixels, windows, starts, (x, y))
+            total += read * wy[:, :, None] * wx[:, None]
+    return total
+
+
+def _taps(extent: Tensor, corner: Tensor, cells: int) -> list[tuple[Tensor, Tensor]]:
+    """The two pixels that each cell of an axis reads, and their weights; all [R, cells]."""
+    extent = extent[:, None]
+    at = (torch.arange(cells, device=extent.device) + 0.5) * (extent / cells) - 0.5
     at = at.clamp(min=0).minimum(extent - 1)
     low = at.floor()
     far = at - low
-    corner = boxes[:, :2, None].long()
     low = low.long()
-    cells = [corner + low, corner + torch.minimum(low + 1, extent.long() - 1)]  # [R, 2, S] each
-    windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
-    pixels = F.pad(masks.pixels, (0, 1))  # a zero for what lies outside the window
-    total = boxes.new_zeros(len(boxes), side, side)
-    for y, wy in zip(cells, (1 - far, far), strict=True):
-        for x, wx in zip(cells, (1 - far, far), strict=True):
-            read = _pixels_at(pixels, windows, starts, (x[:, 0], y[:, 1]))
-            total += read * wy[:, 1, :, None] * wx[:, 0, None]
-    return (total >= thresh).float()
+    high = torch.minimum(low + 1, extent.long() - 1)
+    return [(corner[:, None] + low, 1 - far), (corner[:, None] + high, far)]
 
 
 def _pixels_at(
     pixels: Tensor, windows: Tensor, starts: Tensor, where: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """[R, S, S] mask pixels at columns and rows [R, S] of the picture; the last pixel is 0."""
-    x, y = (v - windows[:, i, None] for i, v in enumerate(where))  # [R, S] each
+    """[R, h, w] mask pixels at columns [R, w] and rows [R, h]; the last of `pixels` is 0."""
+    x, y = (v - windows[:, i, None] for i, v in enumerate(where))  # [R, w], [R, h]
     width, height = windows[:, 2] - windows[:, 0], windows[:, 3] - windows[:, 1]  # [R] each
     inside_y, inside_x = ((v >= 0) & (v < n[:, None]) for v, n in ((y, height), (x, width)))
-    at = starts[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None]  # [R, S, S]
+    at = starts[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None]  # [R, h, w]
     inside = inside_y[:, :, None] & inside_x[:, None]
     return pixels[torch.where(inside, at, len(pixels) - 1)]
 

@@ -55,3 +55,33 @@ def match_boxes(
             kept = len(iou) - 1 - wanted.flip(0).to(torch.uint8).argmax(dim=0)  # [A]
         matches = torch.where(wanted.any(dim=0), kept, matches)
     return matches
+
+
+def match_one_each(iou: Tensor, *, high: float, low: float) -> Tensor:
+    """Assign anchors by overlap, and each ground truth one anchor of its own whatever the overlap.
+
+    Invariant: while anchors last, no ground truth is left without one, and two never get the same.
+    The globally largest overlap is taken first, then the largest of the remaining ground truths
+    with the remaining anchors, and so on: sequential by its nature.
+
+    Args:
+        iou:  [N, A] overlaps of N ground truths with A anchors.
+        high: positive from here on.
+        low:  background below; between the two an anchor is ignored.
+
+    Returns:
+        [A] int64: the ground truth's index, -1 background, -2 ignored.
+
+    Source:  SSD (arXiv:1512.02325), section 2.2, as in the released YOLACT.
+    """
+    matches = match_boxes(iou, high=high, low=low)
+    left = iou.clone()
+    rows = torch.arange(len(iou), device=iou.device)
+    for _ in range(min(iou.shape)):
+        best, columns = left.max(dim=1)  # [N] each
+        row = best.argmax()
+        column = columns[row]
+        matches = matches.index_copy(0, column[None], rows[row][None])
+        left.index_fill_(1, column[None], -1.0)
+        left.index_fill_(0, row[None], -1.0)
+    return matches

@@ -9,6 +9,8 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelwise.ops.boxes import pairwise_iou
+
 _PAIR_CHUNK = 1 << 22  # mask pixels turned to float32 at a time: 16 MB
 
 
@@ -169,6 +171,95 @@ def mask_nms(masks: Tensor, labels: Tensor, scores: Tensor, *, iou_thresh: float
         if stays[i]:
             stays &= ~rivals[i]
     return torch.empty_like(stays).scatter_(0, order.cpu(), stays).to(masks.device)
+
+
+def fast_nms(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Drop every box that a better one of its class overlaps too much, all classes at once.
+
+    One matrix of overlaps per class replaces the loop of `greedy_nms`. A box that is dropped itself
+    still drops others, so what stays is a part of what greedy suppression keeps.
+
+    Args:
+        boxes:      [N, 4] xyxy in any unit, shared by all classes.
+        scores:     [N, K]; what is negative is no candidate.
+        iou_thresh: boxes with a larger IoU fall, in [0, 1].
+        top_k:      candidates per class, the best ones.
+        count:      most detections, all classes together.
+
+    Returns:
+        positions [D] int64 in the boxes, labels [D] int64 and scores [D], best first, with
+        D = min(count, K * min(top_k, N)); the scores of places that remain empty are -1.
+
+    Source:  YOLACT (arXiv:1904.02689), section 4.3.
+    """
+    values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
+    keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [K, T]
+    return _best(values.masked_fill(~keep, -1.0), index, count)
+
+
+def fast_nms_across_classes(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fast_nms` of each box in its best class alone, where classes drop each other too.
+
+    Args:
+        boxes:      see `fast_nms`, as for all arguments.
+        scores:     [N, K].
+        iou_thresh: in [0, 1].
+        top_k:      candidates, all classes together.
+        count:      most detections.
+
+    Returns:
+        As `fast_nms`, with D = min(count, top_k, N).
+    """
+    best, labels = scores.max(dim=1)  # [N] each
+    values, index = best.topk(min(top_k, len(boxes)))  # [T] each
+    keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [T]
+    order, _, values = _best(values.masked_fill(~keep, -1.0)[None], index[None], count)
+    return order, labels[order], values
+
+
+def top_k_nms(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Greedy suppression within each class behind the interface of `fast_nms`.
+
+    Args:
+        boxes:      see `fast_nms`, as for all arguments.
+        scores:     [N, K].
+        iou_thresh: in [0, 1].
+        top_k:      candidates per class.
+        count:      most detections.
+
+    Returns:
+        As `fast_nms`.
+    """
+    values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
+    labels = torch.arange(len(values), device=index.device)[:, None].expand_as(index)  # [K, T]
+    flat = index.flatten()
+    keep = greedy_nms(boxes[flat], values.flatten(), labels.flatten(), iou_thresh=iou_thresh)
+    return _best(values.masked_fill(~keep.view_as(values), -1.0), index, count)
+
+
+def largest_better_overlap(boxes: Tensor) -> Tensor:
+    """The largest IoU of every box with one that stands before it.
+
+    Args:
+        boxes: [..., T, 4] xyxy, best first.
+
+    Returns:
+        [..., T] in [0, 1]; 0 for the first.
+    """
+    return pairwise_iou(boxes, boxes).triu(diagonal=1).amax(dim=-2)
+
+
+def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions, labels and scores of the largest of [K, T] values at positions [K, T]."""
+    scores, order = values.flatten().topk(min(count, values.numel()))  # [D] each
+    labels = torch.div(order, values.shape[1], rounding_mode="floor")
+    return index.flatten()[order], labels, scores
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:

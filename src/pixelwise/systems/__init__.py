@@ -18,7 +18,9 @@ from pixelwise.spec import (
     FCN_BGR,
     IMAGENET_RGB,
     SOLO_LIGHT_RGB,
+    YOLACT_RGB,
     InputSpec,
+    ResizeRule,
     Task,
 )
 from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
@@ -39,6 +41,7 @@ from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
 from pixelwise.systems.rfcn import RFCN, RFCNConfig
 from pixelwise.systems.solo import SOLO, SOLOConfig
 from pixelwise.systems.unet import UNet, UNetConfig
+from pixelwise.systems.yolact import YOLACT, YOLACTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,17 @@ SYSTEMS: dict[str, Entry] = {
     "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4, aux_width=64), input=IMAGENET_RGB, task="semantic"),
     "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
     "unet_efficientnet_lite0": Entry(system=UNet, config=UNetConfig(backbone="tf_efficientnet_lite0", decoder_widths=(128, 64, 32, 16, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "yolact": Entry(system=YOLACT, config=YOLACTConfig(), input=YOLACT_RGB, task="instance"),
+    "yolact_resnet50": Entry(system=YOLACT, config=YOLACTConfig(backbone="resnet50"), input=YOLACT_RGB, task="instance"),
+    "yolact_resnet101": Entry(system=YOLACT, config=YOLACTConfig(), input=YOLACT_RGB, task="instance"),
+    "yolact_darknet53": Entry(system=YOLACT, config=YOLACTConfig(backbone="darknet53"), input=InputSpec(mean=(0.0,) * 3, std=(1.0,) * 3, resize=ResizeRule(fixed=(550, 550))), task="instance"),
+    "yolact_400": Entry(system=YOLACT, config=YOLACTConfig(anchor_sizes=(17, 34, 69, 139, 279)), input=replace(YOLACT_RGB, resize=ResizeRule(fixed=(400, 400))), task="instance"),
+    "yolact_700": Entry(system=YOLACT, config=YOLACTConfig(anchor_sizes=(30, 61, 122, 244, 488), masks_per_image=300), input=replace(YOLACT_RGB, resize=ResizeRule(fixed=(700, 700))), task="instance"),
+    "yolact_resnet50_pascal": Entry(system=YOLACT, config=YOLACTConfig(num_classes=20, backbone="resnet50", anchor_sizes=(32, 64, 128, 256, 512), square_anchors=False), input=YOLACT_RGB, task="instance"),
+    "yolact_lite0": Entry(system=YOLACT, config=YOLACTConfig(backbone="tf_efficientnet_lite0", channels=64, anchor_sizes=(14, 28, 56, 112, 224), square_anchors=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize=ResizeRule(fixed=(320, 320))), task="instance"),
+    "yolactpp": Entry(system=YOLACT, config=YOLACTConfig(deform_interval=3, scales_per_octave=3, square_anchors=False, with_rescoring=True), input=YOLACT_RGB, task="instance"),
+    "yolactpp_resnet50": Entry(system=YOLACT, config=YOLACTConfig(backbone="resnet50", deform_interval=1, scales_per_octave=3, square_anchors=False, with_rescoring=True), input=YOLACT_RGB, task="instance"),
+    "yolactpp_resnet101": Entry(system=YOLACT, config=YOLACTConfig(deform_interval=3, scales_per_octave=3, square_anchors=False, with_rescoring=True), input=YOLACT_RGB, task="instance"),
 }
 # fmt: on
 

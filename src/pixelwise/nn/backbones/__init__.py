@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.backbones import alexnet, mobilenet_v3, resnet, vgg, xception, xception39
+from pixelwise.nn.backbones import alexnet, darknet, mobilenet_v3, resnet, vgg, xception, xception39
 from pixelwise.nn.norm import Norm
 
 __all__ = ["Backbone", "build_backbone"]
@@ -42,13 +42,14 @@ def build_backbone(
 ) -> Any:
     """A feature extractor by name.
 
-    ResNets, ResNeXts, Xceptions, VGGs, AlexNet and torchvision's MobileNetV3 are our own, since
-    checkpoints depend on details that timm does not offer; any other name is timm's, and
+    ResNets, ResNeXts, Xceptions, VGGs, AlexNet, DarkNet-53 and torchvision's MobileNetV3 are our
+    own, since checkpoints depend on details that timm does not offer; any other name is timm's, and
     "timm/resnet50" asks for timm's version of one of ours.
 
     Args:
         name:          "resnet18" … "resnext101_64x4d", "xception39|41|65|71",
-                       "vgg11|13|16|19", "alexnet", "mobilenet_v3_large", or a model of timm.
+                       "vgg11|13|16|19", "alexnet", "darknet53", "mobilenet_v3_large", or a model of
+                       timm.
         in_channels:   of the images; 3 for colour.
         output_stride: input pixels per cell of the deepest map: 8, 16 or 32.
         levels:        which maps: level n has nominal stride 2^n; a dilated one has less.
@@ -83,6 +84,8 @@ def build_backbone(
     if name in mobilenet_v3.MOBILENETS:
         knobs = _knobs(mobilenet_v3.STYLES, style or "plain", knobs)
         return mobilenet_v3.MobileNetV3(name, **common, **knobs)
+    if name in darknet.DARKNETS:
+        return darknet.DarkNet(name, **common, **_knobs(darknet.STYLES, style or "plain", knobs))
     if name == "alexnet":
         return alexnet.AlexNet(**common, **_knobs(alexnet.STYLES, style or "aligned", knobs))
     if name == "xception39":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
 from pixelwise.nn.blocks import ConvNormAct
+from pixelwise.nn.deform import DeformConv
 from pixelwise.nn.norm import Norm, make_norm
 
 Stem = Literal["plain", "deep32", "deep64"]
@@ -123,6 +124,7 @@ class Block(nn.Module):
         stride_in_1x1: a bottleneck's stride sits on its first 1x1 (Caffe) instead of the 3x3.
         avg_down:      see `Shortcut`.
         groups, group_width: ResNeXt (arXiv:1611.05431); a plain ResNet has 1 and 64.
+        deformable:    the 3x3 of a bottleneck is a `DeformConv`.
         norm, norm_eps: see `make_norm`.
     """
 
@@ -139,6 +141,7 @@ class Block(nn.Module):
         avg_down: bool = False,
         groups: int = 1,
         group_width: int = 64,
+        deformable: bool = False,
         norm: Norm | str | None = "batch",
         norm_eps: float = 1e-5,
     ) -> None:
@@ -149,8 +152,11 @@ class Block(nn.Module):
         first = stride if stride_in_1x1 or not bottleneck else 1
         if bottleneck:
             self.conv1 = _conv(in_channels, inner, 1, stride=first)
-            self.conv2 = _conv(
-                inner, inner, 3, stride=stride // first, dilation=dilation, groups=groups
+            step = stride // first
+            self.conv2 = (
+                DeformConv(inner, inner, stride=step, dilation=dilation)
+                if deformable
+                else _conv(inner, inner, 3, stride=step, dilation=dilation, groups=groups)
             )
             self.conv3 = _conv(inner, out_channels, 1)
             self.norm3 = make_norm(norm, out_channels, norm_eps)
@@ -207,6 +213,7 @@ def make_stage(
     in_channels: int | None = None,
     stride: int = 2,
     dilations: Sequence[int] | None = None,
+    deform_interval: int = 0,
     **knobs: Any,
 ) -> nn.Sequential:
     """One stage of a ResNet on its own, such as the layer4 that C4 detectors run on regions.
@@ -217,6 +224,7 @@ def make_stage(
         in_channels: of its input; None for what the stage before gives.
         stride:      of its first block.
         dilations:   of each block, cycled; None for 1 everywhere.
+        deform_interval: blocks 0, n, 2n, … have a deformable 3x3; 0 for none.
         knobs:       `stride_in_1x1`, `avg_down`, `dilate_second`, `norm`, `norm_eps`, see `ResNet`.
 
     Returns:
@@ -238,6 +246,7 @@ def make_stage(
                 bottleneck=depth.bottleneck,
                 groups=depth.groups,
                 group_width=depth.group_width,
+                deformable=deform_interval > 0 and i % deform_interval == 0,
                 **knobs,
             )
         )
@@ -269,6 +278,8 @@ class ResNet(nn.Module):
                      (arXiv:1706.05587), section 3.2.1.
         grid_multiplies: False makes a multi-grid other than 1 the dilations themselves, whatever
                      the output stride (mmseg).
+        deform_interval: of layer2 to layer4, every n-th block has a deformable 3x3, the first one
+                     included; 0 for none. Source: YOLACT++ (arXiv:1912.06218), section 6.2.
 
     Attributes:
         channels: of each returned map.  strides: input pixels per cell of each returned map.
@@ -293,12 +304,18 @@ class ResNet(nn.Module):
         contract_dilation: bool = True,
         multi_grid: Sequence[int] = (1, 1, 1),
         grid_multiplies: bool = True,
+        deform_interval: int = 0,
     ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise UsageError(f"output_stride is 8, 16 or 32, not {output_stride}")
         self.levels = tuple(sorted(levels))
         self.depth = RESNETS[name]
+        if deform_interval and not (self.depth.bottleneck and self.depth.groups == 1):
+            raise UsageError(
+                f"{name} has no deformable form, only ResNets of plain bottlenecks have; "
+                "set deform_interval=0 or choose resnet50, resnet101 or resnet152"
+            )
         self.stem = _stem(stem, in_channels, norm, norm_eps)
         padding = 0 if pool == "ceil_unpadded" else 1
         # Zeros behind a ReLU round the size up; torch's ceil_mode has a rule that exporters cannot
@@ -328,6 +345,7 @@ class ResNet(nn.Module):
                 stride_in_1x1=stride_in_1x1,
                 avg_down=avg_down,
                 dilate_second=dilate_second,
+                deform_interval=deform_interval if stage > 1 else 0,
                 norm=norm,
                 norm_eps=norm_eps,
             )
