@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,8 @@ _PASCAL: dict[str, Any] = {"anchor_sizes": (32, 64, 128, 256, 512), "square_anch
 _RATIOS = 3
 _MOST_BLOCKS = 36  # of ResNet-152's third stage
 # DarkNet learns from pixels that are scaled to 0..1 and nothing else.
-_UNIT_RGB = InputSpec(mean=(0.0,) * 3, std=(1.0,) * 3, resize=ResizeRule(fixed=(550, 550)))
+_UNIT_RGB = InputSpec(mean=(0.0,) * 3, std=(1.0,) * 3)
+_SIDES = {17: 400, 30: 700}  # of the input by the finest anchor size; all others have 550
 
 
 def anchors_last(per_cell: int, *, first: int = 0) -> Callable[[int], list[int]]:
@@ -183,11 +185,13 @@ def _infer_mmdet(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _input(cfg: YOLACTConfig) -> InputSpec:
+    side = _SIDES.get(int(cfg.anchor_sizes[0]), 550)
+    spec = _UNIT_RGB if cfg.backbone == "darknet53" else YOLACT_RGB
+    return replace(spec, resize=ResizeRule(fixed=(side, side)))
+
+
 ORIGINS: dict[str, Origin] = {
-    "yolact": Origin(
-        rules=_yolact_rules,
-        infer=_infer_yolact,
-        input=lambda cfg: _UNIT_RGB if cfg.backbone == "darknet53" else YOLACT_RGB,
-    ),
+    "yolact": Origin(rules=_yolact_rules, infer=_infer_yolact, input=_input),
     "mmdet": Origin(rules=_mmdet_rules, infer=_infer_mmdet, input=YOLACT_RGB),
 }
