@@ -44,12 +44,8 @@ def _panet_rules(cfg: PANetConfig) -> list[Rule]:
         # Its class 0 is the background: last in ours, and without a box or a mask.
         Rows(r"Box_Outs\.cls_score\.", "box_head.classify.", order=roll(1)),
         Rows(r"Box_Outs\.bbox_pred\.", "box_head.regress.", order=skip(4)),
-        *_sequence(r"Mask_Head\.conv_fcn", "mask_head.convs", step),
+        *_mask_convs(cfg.mask_branch, step),
         *_per_level(r"Mask_Head\.mask_conv1", "mask_head.fuse.layers", ("conv", "norm")),
-        *_conv_norm(r"Mask_Head\.mask_conv4", "mask_head.convs.2"),
-        *_conv_norm(r"Mask_Head\.mask_conv4_fc", "mask_head.branch.convs.0"),
-        *_conv_norm(r"Mask_Head\.mask_conv5_fc", "mask_head.branch.convs.1"),
-        Rename(r"Mask_Head\.mask_fc\.0\.", "mask_head.branch.fc."),
         Rename(r"Mask_Head\.upconv\.", "mask_head.upsample."),
         Rows(r"Mask_Outs\.classify\.", "mask_head.class_logits.", order=skip(1)),
     ]
@@ -60,13 +56,27 @@ def _box_trunk(kind: str, step: int) -> list[Rule]:
     if kind == "4conv1fc":
         return [
             *_per_level(r"Box_Head\.conv1_head", layers, ("conv", "norm")),
-            *_sequence(r"Box_Head\.convs", "box_head.trunk.convs", step),
+            *_sequence(r"Box_Head\.convs", "box_head.trunk.convs", 3, step),
             Rename(r"Box_Head\.fc\.", "box_head.trunk.fcs.0."),
         ]
     return [
         *_per_level(r"Box_Head\.fc1", layers, ("fcs.0", "fc_norms.0")),
         Rename(r"Box_Head\.fc2\.0\.", "box_head.trunk.fcs.0."),
         Rename(r"Box_Head\.fc2\.1\.", "box_head.trunk.fc_norms.0."),
+    ]
+
+
+def _mask_convs(branch: str | None, step: int) -> list[Rule]:
+    """The convolutions after the fusion; where there is a branch, the last stands apart with it."""
+    theirs, ours = r"Mask_Head\.", "mask_head."
+    if branch is None:
+        return _sequence(rf"{theirs}conv_fcn", f"{ours}convs", 3, step)
+    return [
+        *_sequence(rf"{theirs}conv_fcn", f"{ours}convs", 2, step),
+        *_conv_norm(rf"{theirs}mask_conv4", f"{ours}convs.2"),
+        *_conv_norm(rf"{theirs}mask_conv4_fc", f"{ours}branch.convs.0"),
+        *_conv_norm(rf"{theirs}mask_conv5_fc", f"{ours}branch.convs.1"),
+        Rename(rf"{theirs}mask_fc\.0\.", f"{ours}branch.fc."),
     ]
 
 
@@ -91,18 +101,19 @@ def _conv_norm(theirs: str, ours: str) -> list[Rule]:
     return [Rename(rf"{theirs}\.0\.", f"{ours}.conv."), Rename(rf"{theirs}\.1\.", f"{ours}.norm.")]
 
 
-def _sequence(theirs: str, ours: str, step: int) -> list[Rule]:
-    """A sequence of at most three convolutions, each with a norm (or none) and a ReLU.
+def _sequence(theirs: str, ours: str, count: int, step: int) -> list[Rule]:
+    """A sequence of convolutions, each with a norm (or none) and a ReLU.
 
     Args:
         theirs: pattern of its name.
         ours:   name of our list of `ConvNormAct`.
+        count:  of its convolutions.
         step:   layers per convolution, 3 or 2.
     """
     parts = ("conv", "norm")[: step - 1]
     return [
         Rename(rf"{theirs}\.{step * i + offset}\.", f"{ours}.{i}.{part}.")
-        for i in range(3)
+        for i in range(count)
         for offset, part in enumerate(parts)
     ]
 
