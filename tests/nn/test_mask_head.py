@@ -143,3 +143,39 @@ def three_quarters(boxes, size):
         windows.append(window)
         pixels.append(mask.flatten())
     return MaskCrops(size, torch.tensor(windows), torch.cat(pixels))
+
+
+def softmax_head(**options):
+    return build(conventions=CONVENTIONS["softmax_masks"], **options)
+
+
+def test_competing_masks_are_probabilities_of_a_softmax():
+    """The logit of a class is its log-odds, so that a sigmoid gives what the softmax says."""
+    head = softmax_head()
+    logits = head.predict(torch.randn(5, 8, 14, 14)) * 100
+    assert logits.shape == (5, K + 1, 28, 28)  # the last channel is no class
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    probs = logits.softmax(1)[torch.arange(5), labels]
+    torch.testing.assert_close(head.of_class(logits, labels).sigmoid(), probs)
+    chosen = torch.stack([head.of_class(logits, torch.full((5,), k)) for k in range(K)])
+    assert (chosen.sigmoid().sum(0) <= 1 + 1e-5).all()
+
+
+def test_loss_of_competing_masks_in_closed_form():
+    head = softmax_head()
+    # The object fills the left half of the region.
+    given = regions([1], [[4, 8, 36, 24]])
+    assert head.loss(torch.zeros(1, K + 1, 28, 28), given)["mask"] == pytest.approx(math.log(K + 1))
+    logits = torch.zeros(1, K + 1, 28, 28)
+    logits[:, 1, :, :14] = logits[:, K, :, 14:] = 50.0
+    assert head.loss(logits, given)["mask"] < 1e-6
+    logits[:, 2, :, :14] = 50.0  # another class claims the object too: every second bit is lost
+    assert head.loss(logits, given)["mask"] == pytest.approx(math.log(2) / 2)
+
+
+def test_independent_masks_do_not_care_for_other_classes():
+    head, given = build(), regions([1], [[4, 8, 36, 24]])
+    logits = torch.zeros(1, K, 28, 28)
+    before = head.loss(logits, given)["mask"]
+    logits[:, 2] = 50.0
+    assert head.loss(logits, given)["mask"] == before

@@ -182,3 +182,22 @@ def test_anchors_in_a_crowd_are_ignored():
         ]
         == 0
     )
+
+
+def test_detectrons_anchors_are_the_cell_stretched_in_whole_pixels():
+    """Centred on the cell, where all others are centred on its corner."""
+    anchors = grid(CONVENTIONS["detectron"], ((32,), (64,))).place(maps_for(), (32, 48))
+    wanted = [[-22, -10, 26, 14], [-14, -14, 18, 18], [-10, -22, 14, 26]]
+    assert anchors[0][:3].tolist() == wanted
+    assert anchors[1][1].tolist() == [-28, -28, 36, 36]
+
+
+def test_openmmlab_gives_an_anchor_to_the_last_object_it_is_best_for():
+    # Both objects are best met by the first anchor, which overlaps the first one more.
+    anchors = torch.tensor([[0.0, 0, 8, 8], [16.0, 16, 24, 24]])
+    objects = target([[0, 0, 8, 11], [0, 0, 8, 16]])
+    for origin, encoded in (("detectron2", 11), ("mmdet", 16)):
+        rules = CONVENTIONS[origin]
+        deltas = build(rules).targets(anchors, [objects]).deltas
+        height = torch.tensor([[0.0, 0, 8, encoded]])
+        torch.testing.assert_close(deltas, encode_boxes(anchors[:1], height, (1, 1, 1, 1)))

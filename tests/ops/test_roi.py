@@ -157,3 +157,20 @@ def test_parity_of_align(path: object) -> None:
             fixture.compare(key, ours, rtol=1e-5)
             compared += 1
     assert compared == len(fixture.arrays) - 2
+
+
+def test_without_samples_regions_are_max_pooled() -> None:
+    """RoIPool on the level of each region, with the order kept."""
+    features, rois = pyramid(), regions(20)
+    ours = pool_levels(features, rois, 7, strides=STRIDES, sampling=None, aligned=True)
+    levels = (assign_levels(rois[:, 1:]) - 2).tolist()
+    for roi, level, value in zip(rois, levels, ours, strict=True):
+        alone = roi_pool(features[level], roi[None], 7, scale=1 / STRIDES[level])
+        assert torch.equal(value, alone[0])
+
+
+def test_detectrons_levels_differ_on_the_boundary_only() -> None:
+    side = 112 * (1 - 3e-7)
+    boxes = torch.tensor([[0.0, 0, side, side], [0, 0, 111, 111], [0, 0, 113, 113]])
+    assert assign_levels(boxes, rule="detectron").tolist() == [3, 2, 3]
+    assert assign_levels(boxes, rule="detectron2").tolist() == [2, 2, 3]
