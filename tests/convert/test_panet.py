@@ -63,6 +63,14 @@ def test_resnext_strides_in_the_3x3():
     assert (cfg.backbone, cfg.backbone_style) == ("resnext101_64x4d", "pytorch")
 
 
+def test_group_norm_in_the_backbone():
+    """Told by its name alone: a folded batch norm has the same two tensors."""
+    state = {re.sub(r"\.bn(\d)\.", r".gn\1.", key): value for key, value in released().items()}
+    cfg, found = convert(state, "panet")
+    assert (cfg.backbone_norm, cfg.backbone_style) == ("group", "pytorch")
+    assert found.sources["backbone.stem.0.norm.bias"] == "Conv_Body.conv_body.res1.gn1.bias"
+
+
 def test_masks_without_the_branch():
     """There the fourth convolution stands in the sequence with the others."""
     state = released()

@@ -29,6 +29,7 @@ VARIANTS = {
     "fpn": {},
     "four_levels": {"anchor_sizes": (8, 16, 32, 64)},
     "gn": {"head_norm": "group", "box_head": "4conv1fc", "backbone_norm": "group"},
+    "sync": {"head_norm": "sync", "box_head": "4conv1fc", "backbone_norm": "sync"},
     "bn_two_rpn_convs": {"head_norm": "batch", "box_head": "4conv1fc", "rpn_convs": 2},
     "agnostic": {"class_agnostic_masks": True},
     "frozen_caffe": {

@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "released": {},
     "2fc": {"box_head": "2fc"},
     "plain_2fc": {"box_head": "2fc", **PLAIN},
-    "batch_norm": {"neck_norm": "batch", "head_norm": "batch"},
+    "sync_norm": {"neck_norm": "sync", "head_norm": "sync", "backbone_norm": "sync"},
     "batch_norm_2fc": {"neck_norm": "batch", "head_norm": "batch", "box_head": "2fc"},
     "sum": {"fusion": "sum", "mask_branch": "linear"},
     "openmmlab": {"path": "sum", "fusion": None, "mask_branch": None, "head_norm": None},

@@ -34,8 +34,9 @@ def _panet_rules(cfg: PANetConfig) -> list[Rule]:
         cfg: whose norms and box head decide what is bare, and what a sequence holds.
     """
     step = 2 if cfg.head_norm is None else 3  # layers per convolution in a sequence
+    body = detectron_pytorch_rules(norm="gn" if cfg.backbone_norm == "group" else "bn")
     return [
-        *prefixed(detectron_pytorch_rules(), _BODY, "backbone."),
+        *prefixed(body, _BODY, "backbone."),
         *_neck(with_norm=cfg.neck_norm is not None),
         Rename(r"RPN\.FPN_RPN_conv\.", "rpn.convs.0.conv."),
         Rename(r"RPN\.FPN_RPN_cls_score\.", "rpn.objectness."),
@@ -141,7 +142,10 @@ def _mmdet_rules(cfg: PANetConfig) -> list[Rule]:
 
 def _infer_panet(state: Mapping[str, Tensor]) -> dict[str, Any]:
     neck_norm = None if "Conv_Body.conv_top.weight" in state else "group"
+    with_group_norm = f"{_BODY}res1.gn1.weight" in state
     forms: dict[str, Any] = {
+        # Batch norms have no statistics here: they are folded into scale and shift.
+        "backbone_norm": "group" if with_group_norm else "affine",
         "neck_norm": neck_norm,
         "path": "linear" if neck_norm is None else "relu",
         "box_head": "4conv1fc" if "Box_Head.fc.weight" in state else "2fc",
@@ -155,10 +159,8 @@ def _infer_panet(state: Mapping[str, Tensor]) -> dict[str, Any]:
         **shared_settings(shapes, counter_means="frozen"),
         **forms,
         "backbone": backbone,
-        # Its backbone has no statistics at all: they are folded into scale and shift.
-        "backbone_norm": "affine",
-        # Residual networks came from Caffe; ResNeXt strides in the 3x3.
-        "backbone_style": "caffe" if backbone.startswith("resnet") else "pytorch",
+        # Plain ones came from Caffe; ResNeXts and those with group norm stride in the 3x3.
+        "backbone_style": "pytorch" if with_group_norm or "resnext" in backbone else "caffe",
         "conventions": "panet",
     }
 

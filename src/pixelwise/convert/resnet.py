@@ -85,17 +85,21 @@ def detectron2_rules() -> list[Rule]:
     return rules
 
 
-def detectron_pytorch_rules() -> list[Rule]:
-    """Rules for Detectron.pytorch's naming: stages `res1` (the stem) … `res5`."""
+def detectron_pytorch_rules(*, norm: Literal["bn", "gn"] = "bn") -> list[Rule]:
+    """Rules for Detectron.pytorch's naming: stages `res1` (the stem) … `res5`.
+
+    Args:
+        norm: what its norms are called: frozen affine maps or group norms.
+    """
     rules: list[Rule] = [
         Rename(r"res1\.conv1\.", "stem.0.conv."),
-        Rename(r"res1\.bn1\.", "stem.0.norm."),
+        Rename(rf"res1\.{norm}1\.", "stem.0.norm."),
     ]
     for stage in (1, 2, 3, 4):
         source, ours = rf"res{stage + 1}\.(\d+)\.", rf"layer{stage}.\1."
         rules += [
             Rename(source + r"conv(\d)\.", ours + r"conv\2."),
-            Rename(source + r"bn(\d)\.", ours + r"norm\2."),
+            Rename(source + norm + r"(\d)\.", ours + r"norm\2."),
             Rename(source + r"downsample\.0\.", ours + "shortcut.conv."),
             Rename(source + r"downsample\.1\.", ours + "shortcut.norm."),
         ]
