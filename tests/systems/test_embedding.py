@@ -135,8 +135,7 @@ def test_a_pixel_far_from_every_cluster_belongs_to_none() -> None:
     owner = stripes((4, 0), (4, 1))
     raw = drawn(owner, [0, 0], [[0.0, 0.0], [16.0, 0.0]])
     found = build().decode(raw, [ImageSize.same((32, 32))])[0]
-    # Between the stripes embeddings run from 0 to 16 in steps of 4: only the first and the last
-    # pixel, 0 and 16 exactly, lie within 1.5 of a cluster; 2 and 14, 6 and 10 do not.
+    # Pixels 14 to 17 lie between the middles of the two cells, at 2, 6, 10 and 14.
     order = found.boxes[:, 0].argsort()
     assert found.boxes[order].tolist() == [[0, 0, 14, 32], [18, 0, 32, 32]]
 
