@@ -64,6 +64,7 @@ def test_equals_two_resizes_of_whole_maps(
     name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mask_maps, "_CHUNK", chunk)
+    monkeypatch.setattr(mask_maps, "_BLOCK", 128 if chunk > 100 else 7)
     size = SIZES[name]
     probs = torch.rand(7, 16, 20, generator=torch.Generator().manual_seed(2)) ** 2
     probs[2], probs[4], probs[5] = 0.1, 0.9, 0.0

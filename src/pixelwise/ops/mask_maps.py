@@ -13,6 +13,7 @@ from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 Floats = npt.NDArray[np.float32]
 
 _CHUNK = 1 << 23  # mask pixels coded at a time, a byte each
+_BLOCK = 128  # pixels resized by one product: its matrix is 0 away from the diagonal
 
 
 @torch.no_grad()
@@ -142,10 +143,12 @@ class _Axis:
 
     def resize(self, x: Floats, begin: int, end: int) -> Floats:
         """Pixels begin..end from all cells along the first axis of [cells, any]."""
-        if end <= begin:
-            return x[:0]
-        low, high = int(self.first[begin]), int(self.last[end - 1])
-        return self.weights[begin:end, low:high] @ x[low:high]
+        parts = [x[:0]]
+        for start in range(begin, end, _BLOCK):
+            stop = min(start + _BLOCK, end)
+            low, high = int(self.first[start]), int(self.last[stop - 1])
+            parts.append(self.weights[start:stop, low:high] @ x[low:high])
+        return np.concatenate(parts)
 
 
 def _resampled(x: npt.NDArray[np.float64], target: int) -> npt.NDArray[np.float64]:

@@ -108,7 +108,7 @@ class Raw(NamedTuple):
     """The best cells of each level: min(cells_per_level, S * S) of every level, finest level first.
 
     scores: [B, N, K] category scores in [0, 1], 0 where a neighbouring cell scores higher. masks:
-    [B, N, h, w] in [0, 1], on cells of 4 input pixels.
+    [B, N, h, w] in [0, 1], on cells of 4 input pixels; zeros where no category has a score.
     """
 
     scores: Tensor
@@ -168,7 +168,10 @@ class SOLO(nn.Module):
             count = min(self.cfg.cells_per_level, probs.shape[1])
             cells = probs.amax(dim=2).topk(count, dim=1).indices  # [B, n]
             scores.append(torch.take_along_dim(probs, cells[:, :, None], dim=1))
-            masks.append(self.masks.draw(level, maps[level], cells, size))
+            drawn = self.masks.draw(level, maps[level], cells, size)
+            # Which of the cells without a score fill up the number is not defined.
+            silent = scores[-1].amax(dim=2) == 0  # [B, n]
+            masks.append(drawn.masked_fill(silent[:, :, None, None], 0))
         return Raw(torch.cat(scores, dim=1), torch.cat(masks, dim=1))
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
