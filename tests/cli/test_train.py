@@ -82,7 +82,7 @@ WRONG = [
     (["optim.lrr=0.1"], 2, ["optim.lrr", "did you mean 'lr'"]),
     (["optim.lr=fast"], 2, ["optim.lr", "'fast'", "number"]),
     (["model.widht=3"], 2, ["model.widht", "did you mean 'width'"]),
-    (["optim.lr"], 2, ["'optim.lr'", "section.key=value"]),
+    (["optim.lr"], 2, ["'optim.lr'", "key=value", "optim.lr=0.01"]),
     (["data.source=nowhere"], 3, ["nowhere"]),
     (["data.val=tset"], 3, ["tset"]),
     (["model.weights=SELF"], 4, ["recipe.yaml", "not a pixelwise checkpoint"]),

@@ -11,8 +11,18 @@ from pixelwise.nn.norm import NORMS, BatchNorm, FrozenBatchNorm, make_norm
 @pytest.mark.parametrize("kind", NORMS)
 def test_norms_keep_the_shape_and_take_eps(kind: str) -> None:
     norm = make_norm(kind, 6, 0.25).eval()
-    assert norm.eps == 0.25
     assert norm(torch.randn(2, 6, 5, 3)).shape == (2, 6, 5, 3)
+    if kind != "affine":  # it divides by nothing
+        assert norm.eps == 0.25
+
+
+def test_an_affine_norm_scales_and_shifts_each_channel() -> None:
+    norm = make_norm("affine", 2)
+    norm.load_state_dict({"weight": torch.tensor([2.0, -1.0]), "bias": torch.tensor([0.5, 3.0])})
+    x = torch.randn(2, 2, 3, 4)
+    expected = torch.stack([2 * x[:, 0] + 0.5, 3 - x[:, 1]], 1)
+    torch.testing.assert_close(norm(x), expected)
+    assert not list(norm.parameters())
 
 
 def test_no_norm_is_the_identity_and_an_unknown_one_is_named() -> None:
