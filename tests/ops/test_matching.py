@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pixelwise.ops.boxes import pairwise_iou
-from pixelwise.ops.matching import match_boxes
+from pixelwise.ops.matching import BACKGROUND, match_boxes, match_one_each
 from tests.fixtures import fixture_params, load_fixture
 
 RPN = {"high": 0.7, "low": 0.3, "allow_low_quality": True}
@@ -52,3 +52,16 @@ def test_parity(path: object) -> None:
     assert torch.equal(match_boxes(iou, **MMDET), theirs)
     roi = match_boxes(pairwise_iou(gt, fixture.tensor("proposals")), **ROI)
     assert torch.equal(roi, fixture.tensor("roi_match_torchvision"))
+
+
+def test_every_object_gets_an_anchor_of_its_own() -> None:
+    """Object 1 has anchor 0, so anchor 3 goes to object 0, though 1 overlaps it more."""
+    iou = torch.tensor([[0.3, 0.2, 0.0, 0.45], [0.9, 0.1, 0.0, 0.6]])
+    assert match_one_each(iou, high=0.5, low=0.4).tolist() == [1, BACKGROUND, BACKGROUND, 0]
+
+
+def test_objects_without_overlap_still_get_one() -> None:
+    matches = match_one_each(torch.zeros(2, 4), high=0.5, low=0.4)
+    assert sorted(matches[matches >= 0].tolist()) == [0, 1]
+    assert match_one_each(torch.zeros(3, 2), high=0.5, low=0.4).tolist() == [0, 1]
+    assert match_one_each(torch.zeros(0, 2), high=0.5, low=0.4).tolist() == [-1, -1]

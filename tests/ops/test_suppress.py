@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pixelwise.ops.boxes import pairwise_iou
-from pixelwise.ops.suppress import classwise_nms, greedy_nms
+from pixelwise.ops.suppress import (
+    classwise_nms,
+    fast_nms,
+    fast_nms_across_classes,
+    greedy_nms,
+    top_k_nms,
+)
 from tests.fixtures import fixture_params, load_fixture
 
 
@@ -123,3 +129,41 @@ def test_classwise_suppression_by_hand():
     assert classwise_nms(boxes, scores, count=2, **limits)[0].tolist() == [0, 1]
     nothing = classwise_nms(boxes[:0], scores[:0], count=2, **limits)
     assert [len(x) for x in nothing] == [0, 0, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 10_000), st.sampled_from([0.3, 0.5, 0.7]))
+def test_fast_keeps_part_of_what_greedy_does(n: int, seed: int, thresh: float) -> None:
+    """And it is its definition: nothing better of the class overlaps more than the threshold."""
+    boxes, _, _ = crowd(n, seed)
+    scores = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed))
+    how = {"iou_thresh": thresh, "top_k": n, "count": 3 * n}
+    kept = {}
+    for name, suppress in (("fast", fast_nms), ("greedy", top_k_nms)):
+        where, labels, values = suppress(boxes, scores, **how)
+        assert (values.diff() <= 0).all()
+        stays = values >= 0
+        kept[name] = set(zip(where[stays].tolist(), labels[stays].tolist(), strict=True))
+    assert kept["fast"] <= kept["greedy"]
+    iou = pairwise_iou(boxes, boxes)
+    for k in range(3):
+        for i in range(n):
+            better = scores[:, k] > scores[i, k]
+            assert ((i, k) in kept["fast"]) == (not (iou[i][better] > thresh).any())
+
+
+def test_fast_ignores_negative_scores_and_fills_up() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60]])
+    scores = torch.tensor([[-1.0, 0.2], [0.9, 0.3], [0.5, -1.0]])
+    where, labels, values = fast_nms(boxes, scores, iou_thresh=0.5, top_k=3, count=6)
+    assert values.tolist() == pytest.approx([0.9, 0.5, 0.3, -1, -1, -1])
+    assert where[:3].tolist() == [1, 2, 1]
+    assert labels[:3].tolist() == [0, 0, 1]
+
+
+def test_across_classes_the_best_class_drops_the_others() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9]])
+    scores = torch.tensor([[0.1, 0.8], [0.7, 0.2]])
+    _, labels, values = fast_nms_across_classes(boxes, scores, iou_thresh=0.5, top_k=2, count=2)
+    assert labels[0] == 1
+    assert values.tolist() == pytest.approx([0.8, -1])
