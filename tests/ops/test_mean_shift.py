@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelwise.losses.embedding import discriminative_loss
 from pixelwise.ops.mean_shift import mean_shift, nearest_centres
 
 
@@ -63,6 +64,24 @@ def test_separated_groups_are_found_up_to_their_names(dims: int) -> None:
     for label in range(12):
         mean = points[found.labels == label].mean(dim=0)
         torch.testing.assert_close(found.centres[label], mean)
+
+
+def test_where_the_discriminative_loss_is_0_twice_its_radius_finds_the_instances() -> None:
+    """Pixels anywhere within 0.5 of means that are 3 apart, most of them in two dense spots."""
+    points, owner = groups(8, 40, dims=3, spread=0.49, seed=1)
+    corners = torch.stack([points[owner == n].mean(dim=0).div(3).round() * 3 for n in range(8)])
+    spots = torch.tensor([[0.45, 0.0, 0.0], [-0.45, 0.0, 0.0]], dtype=points.dtype)
+    dense = (corners[:, None] + spots).flatten(0, 1).repeat_interleave(20, 0)
+    points = torch.cat([points, dense])
+    owner = torch.cat([owner, torch.arange(8).repeat_interleave(40)])
+    terms = discriminative_loss(points.T, owner)
+    assert terms.variance < 1e-3
+    assert terms.distance < 1e-2
+    for radius, clusters in ((1.0, 8), (1.9, 8)):
+        labels = mean_shift(points, radius).labels
+        assert len(set(zip(owner.tolist(), labels.tolist(), strict=True))) == clusters
+        assert int(labels.max()) + 1 == clusters
+    assert int(mean_shift(points, 0.5).labels.max()) + 1 > 8, "the two spots come apart"
 
 
 def test_labels_follow_the_order_of_the_points() -> None:

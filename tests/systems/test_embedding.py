@@ -1,4 +1,4 @@
-"""The embedding system: targets, loss and decode on hand-made maps; memory."""
+"""The embedding system: targets, loss and decode on hand-made maps; memory; training to masks."""
 
 import subprocess
 import sys
@@ -181,6 +181,28 @@ def test_maps_have_stride_4_at_any_size(size: tuple[int, int]) -> None:
 def test_settings_that_cannot_be(settings: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EmbeddingConfig(**settings)
+
+
+@pytest.mark.slow
+def test_trained_on_one_picture_it_finds_the_objects() -> None:
+    pixels = torch.full((64, 64), -1)
+    pixels[4:36, 4:28], pixels[4:36, 28:60], pixels[44:60, 8:56] = 0, 1, 2
+    truth = target(torch.stack([pixels == n for n in range(3)]), [0, 0, 1])
+    colours = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [-1, -1, -1]])
+    image = colours[pixels].permute(2, 0, 1)[None]
+    net = build().train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    for _ in range(100):
+        optimiser.zero_grad()
+        torch.stack(list(net.loss(image, [truth]).values())).sum().backward()
+        optimiser.step()
+    found = net.decode(EmbeddingRaw(*(x.detach() for x in net(image))), [ImageSize.same((64, 64))])
+    assert sorted(found[0].labels.tolist()) == [0, 0, 1]
+    masks = torch.from_numpy(rle.decode(found[0].masks)).bool()
+    truths = torch.stack([pixels == n for n in range(3)])
+    both = (masks[:, None] & truths).sum((2, 3))
+    iou = both / (masks[:, None] | truths).sum((2, 3))
+    assert (iou.amax(dim=0) > 0.95).all(), iou
 
 
 @pytest.mark.slow

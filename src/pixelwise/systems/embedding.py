@@ -47,7 +47,10 @@ class EmbeddingConfig:
         distance_weight: beta, of the push. Section 4: 1.
         regularisation_weight: gamma, of the means' lengths. Section 4: 0.001.
         loss:           of the classes of pixels, see `semantic_loss`.
-        bandwidth:      radius of the mean shift's kernel. Section 3.2: delta_v.
+        bandwidth:      radius of the mean shift's kernel. Where the loss is 0, pixels of an object
+                        lie within 2 delta_v of each other and others at least 2 delta_d - 2 delta_v
+                        away: between the two, clusters are exactly the objects. At delta_v, as
+                        often used, an object with two dense spots falls apart.
         min_cells:      smaller clusters are dropped, cells of stride 4. Ours.
         max_seeds:      of the mean shift, per class; it bounds the time of an untrained network.
         detections_per_image: most objects per image, all classes together.
@@ -68,7 +71,7 @@ class EmbeddingConfig:
     distance_weight: float = 1.0
     regularisation_weight: float = 0.001
     loss: PixelLoss = "cross_entropy"
-    bandwidth: float = 0.5
+    bandwidth: float = 1.0
     min_cells: int = 10
     max_seeds: int = 500
     detections_per_image: int = 100
