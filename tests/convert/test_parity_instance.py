@@ -17,16 +17,21 @@ from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
-from tests.convert import parity_embedding, parity_fcis, parity_panet, parity_solo, parity_yolact
+from tests.convert import (
+    parity_embedding,
+    parity_fcis,
+    parity_fcos,
+    parity_panet,
+    parity_solo,
+    parity_yolact,
+)
 from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sample
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
     "blendmask_": "BlendMask",
     "polarmask_": "PolarMask",
-    "fcos_": "the FCOS base of BlendMask",
     "mmdet_retinanet_": "the RetinaNet base of YOLACT",
-    "loss_fcos": "losses of BlendMask",
     "loss_blendmask": "losses of BlendMask",
     "post_blender_": "decoding of BlendMask",
 }
@@ -35,6 +40,7 @@ ELSEWHERE = ("ops_",)  # tests/ops
 RUNNERS = {
     **parity_embedding.RUNNERS,
     **parity_fcis.RUNNERS,
+    **parity_fcos.RUNNERS,
     **parity_panet.RUNNERS,
     **parity_solo.RUNNERS,
     **parity_yolact.RUNNERS,

@@ -1,6 +1,7 @@
 """Box and mask losses: closed forms, gradients, empty input, and upstream values."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from pixelwise.losses.box import smooth_l1
+from pixelwise.losses.box import OverlapKind, ltrb_overlap_loss, smooth_l1
 from pixelwise.losses.mask import mask_cross_entropy
 from pixelwise.ops.boxes import encode_boxes
 from pixelwise.ops.masks import mask_targets
@@ -30,6 +31,34 @@ def test_smooth_l1_values(difference: float, beta: float, expected: float) -> No
     assert pred.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("pred", "kind", "smooth", "expected"),
+    [
+        ([1, 1, 1, 1], "log", 0, math.log(4)),  # 4 of 16
+        ([1, 1, 1, 1], "linear", 0, 0.75),
+        ([1, 1, 1, 1], "giou", 0, 0.75),  # one inside the other: the smallest box is the union
+        ([1, 1, 1, 1], "linear", 1, 1 - 5 / 17),
+        ([4, 2, 0, 2], "linear", 0, 1 - 8 / 24),
+        ([4, 2, 0, 2], "giou", 0, 1 - 8 / 24),
+        ([4, 4, 1, 1], "giou", 0, 1 - 9 / 32 + (36 - 32) / 36),
+        ([0, 0, 0, 0], "giou", 0, 1.0),
+        ([0, 0, 0, 0], "log", 0, -math.log(1e-6)),
+    ],
+)
+def test_overlap_of_boxes_around_a_point(
+    pred: list[float], kind: OverlapKind, smooth: float, expected: float
+) -> None:
+    """The wanted box reaches 2 to every side."""
+    given = torch.tensor(pred, dtype=torch.float32)
+    wanted = torch.full((4,), 2.0)
+    loss = ltrb_overlap_loss(given, wanted, kind=kind, smooth=smooth)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert ltrb_overlap_loss(wanted, wanted, kind=kind, smooth=smooth).item() == 0
+    if not smooth:
+        scaled = ltrb_overlap_loss(3 * given, 3 * wanted, kind=kind)
+        assert scaled.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_mask_cross_entropy_values() -> None:
     logits = torch.tensor([0.0, 0.0, 3.0, 200.0, -200.0])
     target = torch.tensor([1.0, 0.25, 1.0, 0.0, 0.0])
@@ -44,6 +73,10 @@ def test_gradients_and_empty_input() -> None:
     target = torch.zeros_like(pred)
     for beta in (0.0, 0.05, 1.0):
         assert gradcheck(lambda p, b=beta: smooth_l1(p, target, beta=b), pred)
+    ltrb = (torch.rand(2, 4, dtype=torch.float64) + 0.1).requires_grad_()
+    for kind in get_args(OverlapKind):
+        wanted = torch.full_like(ltrb, 0.7)
+        assert gradcheck(lambda p, k=kind, w=wanted: ltrb_overlap_loss(p, w, kind=k), ltrb)
     assert gradcheck(lambda p: mask_cross_entropy(p, target + 0.3), pred)
     assert smooth_l1(torch.zeros(0, 4), torch.zeros(0, 4), beta=1.0).shape == (0, 4)
     assert mask_cross_entropy(torch.zeros(0, 2), torch.zeros(0, 2)).shape == (0, 2)
