@@ -261,6 +261,30 @@ def test_timm_version_of_our_own_and_other_channels() -> None:
     assert net(torch.randn(1, 4, 33, 33))[0].shape == (1, 64, 9, 9)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t"])
+def test_frozen_norms_and_depthwise_convolutions_equal_those_of_timm(name: str) -> None:
+    """Maps and gradients; the second family has norms without activations."""
+    torch.manual_seed(0)
+    net = build_backbone(f"timm/{name}", norm="frozen", levels=(3, 5)).train()
+    theirs = timm.create_model(name, features_only=True, out_indices=(2, 4)).eval()
+    state = {
+        k: v + 0.3 * torch.rand_like(v) if v.ndim == 1 else v  # the norms
+        for k, v in net.body.state_dict().items()
+    }
+    net.body.load_state_dict(state)
+    theirs.load_state_dict(state, strict=False)
+    image = torch.randn(1, 3, 66, 64)
+    maps, expected = net(image), theirs(image)
+    for a, b in zip(maps, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.detach().abs().max()))
+    for found in (maps, expected):
+        sum(m.square().mean() for m in found).backward()
+    for key, parameter in net.body.named_parameters():
+        other = theirs.get_parameter(key).grad
+        error = (parameter.grad - other).norm() / other.norm()
+        assert error < 1e-3, key
+
+
 def test_frozen_norms_of_timm_hold_no_parameters() -> None:
     net = build_backbone("test_resnet", norm="frozen")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())

@@ -48,6 +48,34 @@ def test_frozen_norm_equals_batch_norm_in_evaluation_and_never_moves(eps: float)
     assert torch.equal(frozen.running_mean, state["running_mean"])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_frozen_norm_lets_the_gradient_through_and_nothing_else(
+    layout: torch.memory_format,
+) -> None:
+    norm, reference = FrozenBatchNorm(5), nn.BatchNorm2d(5).eval()
+    for name, tensor in norm.state_dict().items():
+        tensor.uniform_(0.5, 2)
+        reference.state_dict()[name].copy_(tensor)
+    x = torch.randn(2, 5, 3, 4).contiguous(memory_format=layout).requires_grad_()
+    grad = torch.randn(2, 5, 3, 4).contiguous(memory_format=layout)
+    (mine,) = torch.autograd.grad(norm(x), x, grad)
+    (theirs,) = torch.autograd.grad(reference(x), x, grad)
+    torch.testing.assert_close(mine, theirs)
+    assert norm(x).is_contiguous(memory_format=layout)
+
+
+def test_frozen_norm_keeps_half_precision_and_rounds_once() -> None:
+    norm = FrozenBatchNorm(3)
+    for tensor in norm.state_dict().values():
+        tensor.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 8, 8).bfloat16().requires_grad_()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, norm(x.float()).bfloat16())
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+
+
 def test_batch_norm_with_one_value_per_channel_uses_running_statistics() -> None:
     norm, reference = BatchNorm(4), nn.BatchNorm2d(4)
     norm.running_mean.uniform_()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,22 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
+class _FrozenBatchNorm(torch.autograd.Function):
+    """`F.batch_norm` with another backward pass: PyTorch's keeps the input, which is not needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, affine: tuple[Tensor, Tensor], eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(affine[0] * (var + eps).rsqrt())  # [C]
+        return F.batch_norm(x, mean, var, *affine, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return grads[0] * scale.to(grads[0].dtype)[:, None, None], None, None, None, None
+
+
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation with fixed statistics and a fixed affine map, all buffers.
 
@@ -58,11 +74,11 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → the same shape."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()  # [C]
-        shift = self.bias - self.running_mean * scale  # [C]
-        scale, shift = scale.to(x.dtype), shift.to(x.dtype)
-        return x * scale[:, None, None] + shift[:, None, None]  # [B, C, H, W]
+        """[B, C, H, W] → the same shape, in one pass and in the precision of `x`."""
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+            return cast("Tensor", _FrozenBatchNorm.apply(x, mean, var, (weight, bias), self.eps))
+        return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""

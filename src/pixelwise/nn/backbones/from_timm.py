@@ -11,11 +11,16 @@ import timm
 import torch
 from timm.layers import norm_act
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.norm import Norm
+from pixelwise.nn.depthwise import is_depthwise, use_depthwise
+from pixelwise.nn.norm import FrozenBatchNorm, Norm
+from pixelwise.ops.depthwise import depthwise_conv2d
+from pixelwise.types import Size
 
 
 class SameConv(nn.Conv2d):
@@ -36,7 +41,30 @@ class SameConv(nn.Conv2d):
             total = reach - stride + 1 if rest == 0 else reach - rest + 1
             amounts += [total // 2, total - total // 2]
         padded = F.pad(input, amounts)
+        if is_depthwise(self):
+            stride, dilation = cast("Size", self.stride), cast("Size", self.dilation)
+            return depthwise_conv2d(
+                padded, self.weight, self.bias, stride=stride, dilation=dilation
+            )
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class FrozenNorm(FrozenBatchNorm, FrozenBatchNorm2d):
+    """The frozen norm that timm puts in place of a plain batch norm, computed as ours is."""
+
+
+class FrozenNormAct(FrozenBatchNorm, FrozenBatchNormAct2d):
+    """The same for families whose norms hold the activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → the same shape."""
+        return self.act(self.drop(super().forward(x)))
+
+
+_FASTER = {FrozenBatchNorm2d: FrozenNorm, FrozenBatchNormAct2d: FrozenNormAct}
 
 
 class TimmBackbone(nn.Module):
@@ -85,6 +113,7 @@ class TimmBackbone(nn.Module):
         indices = tuple(nominal.index(level) for level in levels)
         body = _create(name, {**options, "out_indices": indices})
         self.body = _replace_norms(_replace_same_convs(body), norm, name)
+        use_depthwise(self.body)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
         self.channels_last = str(getattr(probe, "output_fmt", "NCHW")).endswith("NHWC")
@@ -223,7 +252,11 @@ def _replace_norms(body: nn.Module, norm: Norm | str | None, name: str) -> Any:
     if norm == "batch":
         return body
     if norm == "frozen":
-        return cast("Any", norm_act).freeze_batch_norm_2d(body)
+        frozen = cast("Any", norm_act).freeze_batch_norm_2d(body)
+        for module in frozen.modules():
+            if type(module) in _FASTER:
+                module.__class__ = _FASTER[type(module)]
+        return frozen
     if norm == "sync":
         return cast("Any", norm_act).convert_sync_batchnorm(body)
     raise UsageError(
