@@ -1,14 +1,14 @@
 """Forward passes against torchvision and segmentation_models.pytorch, both in one run.
 
     pip install --no-deps --target peers segmentation-models-pytorch
-    PYTHONPATH=peers python benchmarks/semantic.py [--size 512] [--rounds 9] [--fast] [NAME ...]
+    PYTHONPATH=peers python benchmarks/semantic.py [--size 512] [--rounds 9] [--fast] [--compile] [NAME ...]
 
 Each pair is one architecture with the same weights: theirs is built, ours is converted from it, and
 the logits of both, resized to the picture as theirs are, must agree. Then both take turns on one
 picture. Times are CPU milliseconds of this process over all threads, so that a busy machine
 disturbs them little; the ratio is the median over rounds of theirs / ours, above 1 where ours is
-faster, with the quartiles. `--fast` adds ours in channels_last, then with bf16, compiled by torch,
-or both. Peers that are not installed, and systems that have no converter, are left out and named.
+faster, with the quartiles. `--fast` adds ours in channels_last and then with bf16, `--compile` both of
+these compiled by torch, which takes minutes. Peers that are not installed, and systems that have no converter, are left out and named.
 
 On one thread (`--threads 1`) torch gives 1x1 convolutions to its own product of matrices, but
 dilated ones to oneDNN, which is faster on deep maps; segmentation_models.pytorch dilates its 1x1
@@ -34,7 +34,8 @@ from pixelwise.errors import PixelwiseError
 from pixelwise.ops.resize import resize
 
 CLASSES = 21
-FORMS = ("channels_last", "+ bf16", "+ compile", "+ both")
+FAST = ("channels_last", "+ bf16")
+COMPILED = ("compiled", "+ bf16, comp.")
 AGREEMENT = 1e-4  # of the largest logit
 
 Forward = Callable[[Tensor], Tensor]  # [B, 3, H, W] → [B, K, H, W]
@@ -134,6 +135,10 @@ def turns(first: Forward, second: Forward, images: Tensor, rounds: int) -> list[
     return times
 
 
+def wanted_forms(args: argparse.Namespace) -> tuple[str, ...]:
+    return (*(FAST if args.fast else ()), *(COMPILED if args.compile else ()))
+
+
 def fast_forms(net: nn.Module) -> dict[str, Forward]:
     """Ours, already in channels_last, in the forms that cost a user one line each."""
 
@@ -145,7 +150,7 @@ def fast_forms(net: nn.Module) -> dict[str, Forward]:
             return eager(images)
 
     compiled, both = torch.compile(eager), torch.compile(bf16)
-    return dict(zip(FORMS, (eager, bf16, compiled, both), strict=True))
+    return dict(zip((*FAST, *COMPILED), (eager, bf16, compiled, both), strict=True))
 
 
 def report(pair: Pair, images: Tensor, args: argparse.Namespace) -> None:
@@ -161,10 +166,10 @@ def report(pair: Pair, images: Tensor, args: argparse.Namespace) -> None:
         end="",
         flush=True,
     )
-    if args.fast:
+    if names := wanted_forms(args):
         del theirs
-        ours = ours.to(memory_format=torch.channels_last)
-        for forward in fast_forms(ours).values():
+        forms = fast_forms(ours.to(memory_format=torch.channels_last))
+        for forward in (forms[name] for name in names):
             forward(images)  # compiled, packed
             best = statistics.median(seconds(forward, images) for _ in range(args.rounds // 2 + 1))
             print(f" {1e3 * best:13.0f}", end="", flush=True)
@@ -178,6 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images = torch.randn(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
@@ -186,7 +192,7 @@ def main() -> None:
         f"median of {args.rounds}"
     )
     head = f"{'':29} {'origin':12} {'theirs':>8} {'ours ms':>8}   ratio  quartiles   "
-    print(head + ("".join(f" {form:>13}" for form in FORMS) if args.fast else ""))
+    print(head + "".join(f" {form:>13}" for form in wanted_forms(args)))
     for pair in pairs():
         if args.names and not pair.name.startswith(tuple(args.names)):
             continue
