@@ -1,14 +1,16 @@
 """Forward passes against torchvision and segmentation_models.pytorch, both in one run.
 
     pip install --no-deps --target peers segmentation-models-pytorch
-    PYTHONPATH=peers python benchmarks/semantic.py [--size 512] [--rounds 9] [--fast] [--compile] [NAME ...]
+    PYTHONPATH=peers python benchmarks/semantic.py [NAME ...] [--size 512] [--rounds 9]
+        [--fast] [--compile]
 
 Each pair is one architecture with the same weights: theirs is built, ours is converted from it, and
 the logits of both, resized to the picture as theirs are, must agree. Then both take turns on one
 picture. Times are CPU milliseconds of this process over all threads, so that a busy machine
 disturbs them little; the ratio is the median over rounds of theirs / ours, above 1 where ours is
-faster, with the quartiles. `--fast` adds ours in channels_last and then with bf16, `--compile` both of
-these compiled by torch, which takes minutes. Peers that are not installed, and systems that have no converter, are left out and named.
+faster, with the quartiles. `--fast` adds ours in channels_last and then with bf16; `--compile` adds
+both of these compiled by torch, which takes minutes. Peers that are not installed, and systems that
+have no converter, are left out and named.
 
 On one thread (`--threads 1`) torch gives 1x1 convolutions to its own product of matrices, but
 dilated ones to oneDNN, which is faster on deep maps; segmentation_models.pytorch dilates its 1x1
