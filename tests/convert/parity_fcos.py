@@ -58,7 +58,7 @@ class FCOS(nn.Module):
         self.head = TowerHead(
             channels,
             channels,
-            {"class": {"classify": told["num_classes"]}, "box": {"regress": 4, "centerness": 1}},
+            {"category": {"classify": told["num_classes"]}, "box": {"regress": 4, "centerness": 1}},
             levels=len(self.strides),
             convs=told["head_convs"],
             shared_convs=told["shared_convs"],
@@ -94,7 +94,7 @@ def run_fcos(fixture: Fixture) -> None:
     found = fcos_detect(
         PointOutput(
             flatten_levels(
-                maps["classify"], net.head.towers["class"].outputs["classify"].out_channels
+                maps["classify"], net.head.towers["category"].outputs["classify"].out_channels
             ),
             8 * flatten_levels(ltrb, 4) + 1,  # so the fixture's notes say
             flatten_levels(maps["centerness"], 1)[..., 0],

@@ -8,7 +8,7 @@ from pixelwise.nn.backbones import build_backbone
 from pixelwise.nn.fpn import OneStageFPN
 from pixelwise.nn.tower_head import TowerHead
 
-TOWERS = {"class": {"classify": 3}, "box": {"regress": 4, "centerness": 1}}
+TOWERS = {"category": {"classify": 3}, "box": {"regress": 4, "centerness": 1}}
 
 
 def levels() -> list[torch.Tensor]:
@@ -50,7 +50,7 @@ def test_shared_convolutions_come_before_all_towers() -> None:
     found = head(levels())
     hidden = head.shared(levels()[0])
     assert torch.equal(found["regress"][0], head.towers["box"].outputs["regress"](hidden))
-    assert torch.equal(found["classify"][0], head.towers["class"].outputs["classify"](hidden))
+    assert torch.equal(found["classify"][0], head.towers["category"].outputs["classify"](hidden))
     assert len([m for m in head.modules() if isinstance(m, nn.GroupNorm)]) == 3
 
 
@@ -61,7 +61,7 @@ def test_published_parameter_counts(backbone: str, expected: int) -> None:
     """Of FCOS with 80 classes; frozen norms do not count."""
     with torch.device("meta"):
         body = build_backbone(backbone, levels=(3, 4, 5), norm="frozen")
-        towers = {"class": {"classify": 80}, "box": {"regress": 4, "centerness": 1}}
+        towers = {"category": {"classify": 80}, "box": {"regress": 4, "centerness": 1}}
         parts = [
             body,
             OneStageFPN(body.channels, 256),

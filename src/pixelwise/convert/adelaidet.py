@@ -18,7 +18,7 @@ _HEAD = r"proposal_generator\.fcos_head\."
 def fcos_rules() -> list[Rule]:
     """Rules from AdelaiDet's FCOS to a backbone, a `OneStageFPN` and a `TowerHead`.
 
-    The head's towers are "class" and "box"; centerness is an output of the latter.
+    The head's towers are "category" and "box"; centerness is an output of the latter.
     """
     return [
         *prefixed(detectron2_rules(), "backbone.bottom_up.", "backbone."),
@@ -29,9 +29,9 @@ def fcos_rules() -> list[Rule]:
         ),
         *(Rename(rf"backbone\.top_block\.p{i + 6}\.", f"neck.extra.{i}.conv.") for i in range(2)),
         *_tower_rules("share_tower", "head.shared"),
-        *_tower_rules("cls_tower", "head.towers.class.tower"),
+        *_tower_rules("cls_tower", "head.towers.category.tower"),
         *_tower_rules("bbox_tower", "head.towers.box.tower"),
-        Rename(_HEAD + r"cls_logits\.", "head.towers.class.outputs.classify."),
+        Rename(_HEAD + r"cls_logits\.", "head.towers.category.outputs.classify."),
         Rename(_HEAD + r"bbox_pred\.", "head.towers.box.outputs.regress."),
         Rename(_HEAD + r"ctrness\.", "head.towers.box.outputs.centerness."),
         Rename(_HEAD + r"scales\.(\d)\.scale$", r"head.scales.regress.\1"),
@@ -52,13 +52,13 @@ def fcos_settings(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the shapes of an FCOS tell, by the names that our configs use."""
     shapes: Shapes = renamed_shapes(fcos_rules(), state)
     return {
-        "num_classes": shapes["head.towers.class.outputs.classify.weight"][0],
+        "num_classes": shapes["head.towers.category.outputs.classify.weight"][0],
         "in_channels": shapes["backbone.stem.0.conv.weight"][1],
         "backbone": infer_resnet(state, "backbone.bottom_up.", stage=r"res(\d)", first=2),
         "backbone_norm": norm_kind(shapes, "backbone.stem.0.norm", counter_means="sync"),
         "channels": shapes["neck.lateral.0.conv.weight"][0],
         "extra_levels": count(shapes, r"neck\.extra\.(\d)\."),
-        "head_convs": count(shapes, r"head\.towers\.class\.tower\.(\d)\."),
+        "head_convs": count(shapes, r"head\.towers\.category\.tower\.(\d)\."),
         "shared_convs": count(shapes, r"head\.shared\.(\d)\."),
         "with_scales": "head.scales.regress.0" in shapes,
     }

@@ -24,8 +24,9 @@ class TowerHead(nn.Module):
     Args:
         channels: of every level.
         width:    of the towers.
-        towers:   per tower the channels of each of its outputs: {"class": {"classify": 80}, "box":
-                  {"regress": 4, "centerness": 1}}. The output "classify" starts at PRIOR_PROB.
+        towers:   per tower the channels of each of its outputs: {"category": {"classify": 80},
+                  "box": {"regress": 4, "centerness": 1}}. The output "classify" starts at
+                  PRIOR_PROB. Names are no words of Python ("class"), or exporting fails.
         levels:   L.
         convs:    3x3 convolutions of each tower; may be 0.
         shared_convs: of a tower before all others.
