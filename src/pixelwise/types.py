@@ -6,7 +6,7 @@ Boxes are `xyxy`, absolute pixels, right and bottom exclusive. Labels run 0..K-1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,24 +80,42 @@ class RunLengths:
         index = np.asarray(index)
         # An empty list arrives as float64, which cannot index.
         chosen = np.arange(len(self))[index if index.size else index.astype(np.int64)]
+        if np.array_equal(chosen, np.arange(len(self))):
+            return self
         lengths = np.diff(self.starts)[chosen]
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        # Where a kept run stood: its new place, shifted by how far its mask has moved.
-        first = np.repeat(self.starts[:-1][chosen] - starts[:-1], lengths)
-        runs = self.runs[np.arange(len(first)) + first]
+        # Neighbours that stay neighbours are one slice: a list of indices would be twice the runs.
+        breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
+        heads = chosen[np.concatenate([[0], breaks])] if len(chosen) else chosen
+        tails = chosen[np.concatenate([breaks, [len(chosen)]]) - 1] if len(chosen) else chosen
+        bounds = zip(self.starts[heads].tolist(), self.starts[tails + 1].tolist(), strict=True)
+        runs = np.concatenate([self.runs[:0], *(self.runs[a:b] for a, b in bounds)])
         return RunLengths(self.size, self.windows[chosen], runs, starts)
 
     @classmethod
-    def concat(cls, parts: Sequence[RunLengths]) -> RunLengths:
-        """All masks of several containers of the same picture, in order."""
-        offsets = np.cumsum([0, *(len(p.runs) for p in parts)])
-        starts = [p.starts[:-1] + o for p, o in zip(parts, offsets, strict=False)]
-        return cls(
-            parts[0].size,
-            np.concatenate([p.windows for p in parts]),
-            np.concatenate([p.runs for p in parts]),
-            np.concatenate([*starts, offsets[-1:]]).astype(np.int64),
-        )
+    def concat(cls, parts: Iterable[RunLengths]) -> RunLengths:
+        """All masks of several containers of the same picture, at least one, in order.
+
+        Parts that a generator makes one by one are never held together: the result grows in place.
+        """
+        size: Size | None = None
+        windows: list[IntArray] = []
+        lengths: list[IntArray] = []
+        runs, filled = np.zeros(0, np.uint32), 0
+        for part in parts:
+            size = part.size if size is None else size
+            windows.append(part.windows)
+            lengths.append(np.diff(part.starts))
+            end = filled + len(part.runs)
+            if end > len(runs):  # a little ahead, so that many small parts are not moved each time
+                runs.resize(end + filled // 16, refcheck=False)
+            runs[filled:end] = part.runs
+            filled = end
+        if size is None:
+            raise ValueError("no parts to concatenate: their picture's size is unknown")
+        runs.resize(filled, refcheck=False)
+        starts = np.cumsum(np.concatenate([[0], *lengths])).astype(np.int64)
+        return cls(size, np.concatenate(windows), runs, starts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -239,3 +239,25 @@ def test_filled_boxes(box, window):
     assert np.array_equal(rle.decode(found), expected)
     assert rle.to_coco(found) == rle.to_coco(rle.encode(expected))
     assert len(rle.fill_boxes(torch.zeros(0, 4), (8, 12))) == 0
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 1, 2, 3], [2, 3], [3, 1, 2, 1], [], [True, False, False, True]], ids=str
+)
+def test_selected_masks_are_those_of_the_dense_stack(index: list[int]) -> None:
+    dense = np.random.default_rng(0).random((4, 9, 7)) > 0.5
+    dense[1] = False  # a mask without runs between the others
+    wanted = dense[np.array(index, dtype=bool if True in index[:1] else int)]
+    assert np.array_equal(rle.decode(rle.encode(dense).select(np.array(index))), wanted)
+
+
+def test_parts_may_come_one_by_one_and_be_empty() -> None:
+    dense = np.random.default_rng(1).random((6, 9, 7)) > 0.5
+    parts = (rle.encode(dense[i : i + 2]) for i in (0, 2, 4))
+    joined = RunLengths.concat(part for p in parts for part in (p, RunLengths.empty((9, 7))))
+    whole = rle.encode(dense)
+    assert joined.runs.dtype == whole.runs.dtype
+    for name in ("windows", "runs", "starts"):
+        assert np.array_equal(getattr(joined, name), getattr(whole, name))
+    with pytest.raises(ValueError, match="no parts"):
+        RunLengths.concat([])

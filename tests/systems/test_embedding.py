@@ -1,7 +1,4 @@
-"""The embedding system: targets, loss and decode on hand-made maps; memory; training to masks."""
-
-import subprocess
-import sys
+"""The embedding system: targets, loss and decode on hand-made maps; training to masks."""
 
 import pytest
 import torch
@@ -203,31 +200,3 @@ def test_trained_on_one_picture_it_finds_the_objects() -> None:
     both = (masks[:, None] & truths).sum((2, 3))
     iou = both / (masks[:, None] | truths).sum((2, 3))
     assert (iou.amax(dim=0) > 0.95).all(), iou
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
-def test_200_objects_on_a_large_picture_stay_below_400_mb() -> None:
-    script = """
-import resource, torch
-from pixelwise.systems.embedding import Embedding, EmbeddingConfig, EmbeddingRaw
-from pixelwise.types import ImageSize
-torch.set_num_threads(1)
-torch.manual_seed(0)
-net = Embedding(EmbeddingConfig(backbone="test_resnet", detections_per_image=200))
-h, w = 375, 750
-owner = (torch.arange(h) * 10 // h)[:, None] * 20 + torch.arange(w) * 20 // w
-points = (8 * torch.randn(200, 8))[owner].permute(2, 0, 1) + 0.05 * torch.randn(8, h, w)
-logits = torch.full((9, h, w), -4.0)
-logits[0] = 4.0
-raw = EmbeddingRaw(logits[None], points[None].contiguous())
-net.decode(EmbeddingRaw(*(x[..., :20, :20] for x in raw)), [ImageSize.same((80, 80))])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = net.decode(raw, [ImageSize.same((1500, 3000))])
-assert len(found[0]) == 200
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert float(done.stdout) < 400

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pixelwise.ops.rle import encode_strips
-from pixelwise.types import MaskCrops, RunLengths
+from pixelwise.ops.rle import encode_strips, split_by
+from pixelwise.types import IntArray, MaskCrops, RunLengths, Size
+
+Edges = npt.NDArray[np.int32]
+
+_RUNS_CHUNK = 1 << 18  # runs coded at a time
 
 
 def paint_crops(masks: MaskCrops, order: Tensor) -> Tensor:
@@ -44,13 +51,29 @@ def encode_label_map(labels: Tensor, count: int) -> RunLengths:
     columns = grid.T  # [W, H]: runs go down the columns
     begins = np.ones((width, height), bool)
     np.not_equal(columns[:, 1:], columns[:, :-1], out=begins[:, 1:])
-    column, first = np.nonzero(begins)  # column by column, each starts a run
-    ends = np.append(first[1:], 0)
-    last = np.where(ends == 0, height, ends)
-    owner = columns[column, first].astype(np.int64)
-    kept = np.flatnonzero(owner >= 0)
-    kept = kept[np.argsort(owner[kept], kind="stable")]
-    rows = (first[kept].astype(np.int64), last[kept].astype(np.int64))
-    return encode_strips(
-        owner[kept], column[kept].astype(np.int64), rows, count=count, size=(height, width)
-    )
+    owner = columns[begins].astype(np.int32)  # [runs], column by column
+    # Every column begins a run, so each run ends where the next begins.
+    edges = np.append(np.flatnonzero(begins), height * width).astype(np.int32)
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner[owner >= 0], minlength=count)
+    order = order[len(order) - counts.sum() :]  # without the runs of no instance
+    return RunLengths.concat(_coded(order, counts, edges, (height, width)))
+
+
+def _coded(order: IntArray, counts: IntArray, edges: Edges, size: Size) -> Iterator[RunLengths]:
+    """The masks whose runs `order` lists, counts [N] for each, in pieces; nothing first.
+
+    Args:
+        order:  [T] positions in `edges`, mask by mask.
+        counts: [N] runs of each mask.
+        edges:  [runs + 1] column-major positions in the picture where runs begin and end.
+        size:   (height, width) of the picture.
+    """
+    yield RunLengths.empty(size)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    for part in split_by(counts, _RUNS_CHUNK):
+        runs = order[bounds[part.start] : bounds[part.stop]]
+        column, first = np.divmod(edges[runs].astype(np.int64), size[0])
+        last = edges[runs + 1].astype(np.int64) - column * size[0]
+        owner = np.repeat(np.arange(part.stop - part.start), counts[part])
+        yield encode_strips(owner, column, (first, last), count=part.stop - part.start, size=size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,7 +14,7 @@ from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
 Floats = npt.NDArray[np.float32]
 
-_CHUNK = 1 << 23  # mask pixels coded at a time, a byte each
+_CHUNK = 1 << 22  # mask pixels coded at a time, a byte each
 _BLOCK = 128  # pixels resized by one product: its matrix is 0 away from the diagonal
 
 
@@ -103,15 +105,22 @@ def masks_from_cells(probs: Tensor, size: ImageSize, *, stride: int, thresh: flo
     left, right = columns.reach(np.asarray(solid.any(axis=1)))
     windows = np.stack([left, top, right, bottom], axis=1)  # [N, 4]
     windows[(windows[:, 2:] <= windows[:, :2]).any(axis=1)] = 0
-    parts = [RunLengths.empty(size.original)]
+    return RunLengths.concat(_cut(maps, windows, (rows, columns), size.original, thresh))
+
+
+def _cut(
+    maps: Floats, windows: IntArray, axes: tuple[_Axis, _Axis], size: Size, thresh: float
+) -> Iterator[RunLengths]:
+    """Masks [N, h, w] above the threshold inside their windows [N, 4], in pieces; nothing first."""
+    yield RunLengths.empty(size)
+    rows, columns = axes
     extents = (windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])
     for part in split_by(extents, _CHUNK):
         crops = [
             (columns.resize(rows.resize(m, y0, y1).T, x0, x1) > thresh).reshape(-1)
             for m, (x0, y0, x1, y1) in zip(maps[part], windows[part].tolist(), strict=True)
         ]
-        parts.append(encode_columns(np.concatenate(crops), windows[part], size.original))
-    return RunLengths.concat(parts)
+        yield encode_columns(np.concatenate(crops), windows[part], size)
 
 
 class _Axis:

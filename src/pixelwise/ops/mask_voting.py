@@ -11,6 +11,7 @@ differences into votes. Memory is that of the windows of a few detections at a t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,11 +82,11 @@ def vote_masks(
     Differs: the released code shrinks the votes within the new box to S x S and enlarges them
         again for the result; here the pixels with enough votes are the result.
     """
-    parts = [
+    parts = (
         encode_columns(votes.pixels >= thresh - _ROUNDING, votes.windows, size)
         for votes in cast_votes(masks, boxes, weights, size, thresh=thresh)
-    ]
-    return RunLengths.concat([RunLengths.empty(size), *parts])
+    )
+    return RunLengths.concat(chain([RunLengths.empty(size)], parts))
 
 
 def cast_votes(

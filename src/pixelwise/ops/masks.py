@@ -158,11 +158,8 @@ def paste_masks(
     padded = np.zeros((len(maps), m + 2, m + 2), np.float32)
     padded[:, 1:-1, 1:-1] = maps.transpose(0, 2, 1)
     origin, pitch, begin, end = _placement(frames, m, size, mode)
-    parts = [RunLengths.empty(size)]
-    for part in split_by(end[:, 0] - begin[:, 0], _PASTE_CHUNK):
-        strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
-        parts.append(encode_strips(*strips, count=part.stop - part.start, size=size))
-    return RunLengths.concat(parts)
+    surfaces = (padded, origin, pitch, begin, end)
+    return RunLengths.concat(_drawn(surfaces, size, thresh=thresh, columns=_PASTE_CHUNK))
 
 
 def resized_strips(
@@ -227,11 +224,9 @@ def resize_masks(probs: Tensor, size: ImageSize, *, thresh: float) -> RunLengths
     # The border once more, and then the zeros that end every strip.
     padded = np.pad(np.pad(maps.transpose(0, 2, 1), ((0, 0), (1, 1), (1, 1)), mode="edge"), _RING)
     origin, pitch = np.tile(-0.5 * pitch, (len(maps), 1)), np.tile(pitch, (len(maps), 1))
-    parts = [RunLengths.empty(size.original)]
-    for part in split_by(end[:, 0] - begin[:, 0], max(1, _LINES_CHUNK // padded.shape[2])):
-        strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), above)
-        parts.append(encode_strips(*strips, count=part.stop - part.start, size=size.original))
-    return RunLengths.concat(parts)
+    surfaces = (padded, origin, pitch, begin, end)
+    chunk = max(1, _LINES_CHUNK // padded.shape[2])
+    return RunLengths.concat(_drawn(surfaces, size.original, thresh=above, columns=chunk))
 
 
 @torch.no_grad()
@@ -416,6 +411,28 @@ def _placement(
         end = np.where((extent > 0).all(1, keepdims=True), end, begin)
     begin, end = np.clip(begin, 0, limit), np.clip(end, 0, limit)
     return origin, pitch, begin, np.maximum(begin, end)
+
+
+def _drawn(
+    surfaces: tuple[Floats, Floats, Floats, IntArray, IntArray],
+    size: Size,
+    *,
+    thresh: float,
+    columns: int,
+) -> Iterator[RunLengths]:
+    """Masks from the threshold on, in pieces of about so many columns of pixels; nothing first.
+
+    Args:
+        surfaces: N each of padded maps, origin, pitch, first and last pixel, see `_strips`.
+        size:     (height, width) of the picture.
+        thresh:   see `_strips`.
+        columns:  worked on at a time, unless a single mask is wider.
+    """
+    yield RunLengths.empty(size)
+    padded, origin, pitch, begin, end = surfaces
+    for part in split_by(end[:, 0] - begin[:, 0], columns):
+        strips = _strips(padded[part], origin[part], pitch[part], (begin[part], end[part]), thresh)
+        yield encode_strips(*strips, count=part.stop - part.start, size=size)
 
 
 def _strips(

@@ -222,8 +222,11 @@ def tight_boxes(masks: RunLengths) -> npt.NDArray[np.float32]:
     Returns:
         [N, 4] xyxy in pixels, right and bottom exclusive; zeros for an empty mask.
     """
-    tight = _tighten(_spans_of_runs(masks), masks.windows, masks.size)
-    return tight.windows.astype(np.float32)
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for part in split_by(np.diff(masks.starts), _RUNS_CHUNK):
+        some = masks.select(np.arange(part.start, part.stop))
+        boxes[part] = _tighten(_spans_of_runs(some), some.windows, some.size).windows
+    return boxes
 
 
 def paint(masks: RunLengths, values: Sequence[int] | IntArray, *, fill: int) -> IntArray:

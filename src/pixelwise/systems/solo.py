@@ -20,7 +20,7 @@ from pixelwise.ops.mask_maps import masks_from_cells, masks_on_cells, mass_centr
 from pixelwise.ops.rle import tight_boxes
 from pixelwise.ops.suppress import mask_nms, matrix_nms, point_nms
 from pixelwise.settings import check_config
-from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, Size
+from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, RunLengths, Size
 
 FORMS = ("full", "decoupled", "light", "dynamic")
 SUPPRESSIONS = ("gaussian", "linear", "mask")
@@ -29,7 +29,8 @@ MAP_STRIDE = 4  # input pixels per cell of the masks at inference
 CENTRE_FRAC = 0.2  # share of an object's sides that is its centre region; section 3.3
 MASK_WEIGHT = 3.0  # lambda of equation 1
 MASK_NMS_IOU = 0.5  # section 3.3
-STATS_CHUNK = 1 << 23  # mask pixels looked at together: 32 MB
+STATS_CHUNK = 1 << 21  # mask pixels looked at together: 8 MB
+DECODE_CHUNK = 16  # masks brought to the picture together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,21 +224,28 @@ class SOLO(nn.Module):
         values = scores[cell, label] * maskness[cell]  # [M]
         best = values.argsort(descending=True, stable=True)[: cfg.candidates]
         cell, label, values = cell[best], label[best], values[best]
-        solid = (masks[cell] > cfg.mask_thresh).flatten(1)  # [M, h * w]
-        if cfg.suppression == "mask":
-            stays = mask_nms(solid, label, values, iou_thresh=MASK_NMS_IOU)
-        else:
-            values = matrix_nms(solid, label, values, kernel=cfg.suppression, sigma=cfg.nms_sigma)
-            stays = values >= cfg.final_thresh
-        values = values.masked_fill(~stays, -1)
+        values = self._suppress((masks > cfg.mask_thresh)[cell].flatten(1), label, values)
         kept = values.argsort(descending=True, stable=True)
-        kept = kept[: min(int(stays.sum()), cfg.detections_per_image)]
-        runs = masks_from_cells(masks[cell[kept]], size, stride=MAP_STRIDE, thresh=cfg.mask_thresh)
+        kept = kept[: min(int((values >= 0).sum()), cfg.detections_per_image)]
+        runs = RunLengths.concat(
+            masks_from_cells(masks[some], size, stride=MAP_STRIDE, thresh=cfg.mask_thresh)
+            for some in cell[kept].split(DECODE_CHUNK)
+        )
         boxes = torch.from_numpy(tight_boxes(runs))  # [D, 4]
         found = InstancePrediction(
             boxes=boxes, labels=label[kept].cpu(), scores=values[kept].cpu(), masks=runs
         )
         return found.select(boxes[:, 2] > 0)
+
+    def _suppress(self, solid: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+        """Scores [M] after the suppression of masks [M, h * w], -1 for what it removes."""
+        cfg = self.cfg
+        if cfg.suppression == "mask":
+            stays = mask_nms(solid, labels, scores, iou_thresh=MASK_NMS_IOU)
+        else:
+            scores = matrix_nms(solid, labels, scores, kernel=cfg.suppression, sigma=cfg.nms_sigma)
+            stays = scores >= cfg.final_thresh
+        return scores.masked_fill(~stays, -1)
 
     def _least_areas(self, like: Tensor) -> Tensor:
         """[N] map cells that each mask must exceed: its level's stride. Released code."""

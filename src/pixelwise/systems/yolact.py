@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -35,7 +35,7 @@ from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, RunLengths, Size
 
 BOX_WEIGHT, MASK_WEIGHT, IOU_WEIGHT = 1.5, 6.125, 25.0  # section 3.4; YOLACT++, released code
-_ASSEMBLY_CHUNK = 1 << 22  # mask cells at a time while decoding: 16 MB
+_ASSEMBLY_CHUNK = 1 << 19  # mask cells at a time while decoding: 2 MB
 
 Origin = Literal["yolact", "mmdet"]
 SUPPRESSIONS = {"fast": fast_nms, "fast_across": fast_nms_across_classes, "greedy": top_k_nms}
@@ -372,7 +372,7 @@ class YOLACT(nn.Module):
                     boxes=boxes,
                     labels=labels,
                     scores=scores,
-                    masks=_draw_masks(raw, image, index, sizes[image]),
+                    masks=RunLengths.concat(_draw_masks(raw, image, index, sizes[image])),
                     mask_scores=None if self.rescoring is None else mask_scores,
                 )
             )
@@ -400,14 +400,13 @@ def _best_of_levels(best: Tensor, counts: Sequence[int], most: int) -> Tensor:
     return torch.cat(kept, dim=1)
 
 
-def _draw_masks(raw: Raw, image: int, index: Tensor, size: ImageSize) -> RunLengths:
-    """The masks of some detections of an image, a bounded number at a time."""
+def _draw_masks(raw: Raw, image: int, index: Tensor, size: ImageSize) -> Iterator[RunLengths]:
+    """The masks of some detections of an image, a bounded number at a time; nothing first."""
+    yield RunLengths.empty(size.original)
     prototypes = raw.prototypes[image].float()  # [P, h, w]
-    parts = [RunLengths.empty(size.original)]
     for some in index.split(max(1, _ASSEMBLY_CHUNK // prototypes[0].numel())):
         boxes, coefficients = (
             x[image][some.to(x.device)].float() for x in (raw.boxes, raw.coefficients)
         )
         probs = assemble_masks(prototypes, coefficients, in_cells(boxes, size.input, prototypes))
-        parts.append(resize_masks(probs, size, thresh=MASK_THRESH))
-    return RunLengths.concat(parts)
+        yield resize_masks(probs, size, thresh=MASK_THRESH)
