@@ -110,6 +110,11 @@ FCIS_BGR = InputSpec(
     channel_order="bgr",
     resize=ResizeRule(short_side=600, long_side=1000),
 )
+LITE_RGB = InputSpec(  # EfficientNet-Lite's own normalisation, at a size for CPUs
+    mean=(127 / 255,) * 3,
+    std=(128 / 255,) * 3,
+    resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32),
+)
 SOLO_LIGHT_RGB = InputSpec(resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32))
 YOLACT_RGB = InputSpec(
     mean=(123.68, 116.78, 103.94),
