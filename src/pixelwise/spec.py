@@ -115,6 +115,13 @@ LITE_RGB = InputSpec(  # EfficientNet-Lite's own normalisation, at a size for CP
     std=(128 / 255,) * 3,
     resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32),
 )
+POLARMASK_BGR = InputSpec(
+    mean=(102.9801, 115.9465, 122.7717),
+    std=(1.0, 1.0, 1.0),
+    scale=1.0,
+    channel_order="bgr",
+    resize=ResizeRule(fixed=(768, 1280)),
+)
 SOLO_LIGHT_RGB = InputSpec(resize=ResizeRule(short_side=512, long_side=852, pad_divisor=32))
 YOLACT_RGB = InputSpec(
     mean=(123.68, 116.78, 103.94),

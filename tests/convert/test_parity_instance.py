@@ -22,6 +22,7 @@ from tests.convert import (
     parity_fcis,
     parity_fcos,
     parity_panet,
+    parity_polarmask,
     parity_solo,
     parity_yolact,
 )
@@ -30,7 +31,6 @@ from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sa
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
     "blendmask_": "BlendMask",
-    "polarmask_": "PolarMask",
     "mmdet_retinanet_": "the RetinaNet base of YOLACT",
     "loss_blendmask": "losses of BlendMask",
     "post_blender_": "decoding of BlendMask",
@@ -42,6 +42,7 @@ RUNNERS = {
     **parity_fcis.RUNNERS,
     **parity_fcos.RUNNERS,
     **parity_panet.RUNNERS,
+    **parity_polarmask.RUNNERS,
     **parity_solo.RUNNERS,
     **parity_yolact.RUNNERS,
 }

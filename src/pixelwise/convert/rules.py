@@ -295,12 +295,13 @@ def translate(
 
 def _moved(rule: Rename | Split, match: re.Match[str], value: Tensor) -> list[tuple[str, Tensor]]:
     rest = match.string[match.end() :]
+    is_counter = match.string.endswith(_COUNTER)
     if isinstance(rule, Split):
         targets = [match.expand(to) + rest for to in rule.to]
         # A counter is one number: every part gets it.
-        parts = rule.apply(value) if value.ndim else [value] * len(targets)
+        parts = [value] * len(targets) if is_counter else rule.apply(value)
         return list(zip(targets, parts, strict=True))
-    return [(match.expand(rule.to) + rest, rule.apply(value) if value.ndim else value)]
+    return [(match.expand(rule.to) + rest, value if is_counter else rule.apply(value))]
 
 
 def _place(
@@ -359,7 +360,7 @@ def invert(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tens
         # The longest match is the most specific rule; ours may be prefixes of each other.
         match, to, rule = max(found, key=lambda f: f[0].end())
         target = match.expand(to) + key[match.end() :]
-        result[target] = rule.undo(value) if value.ndim else value
+        result[target] = value if key.endswith(_COUNTER) else rule.undo(value)
     return result
 
 

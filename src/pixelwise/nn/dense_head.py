@@ -74,3 +74,23 @@ def flatten_levels(maps: Sequence[Tensor], channels: int) -> Tensor:
     """
     flat = [m.unflatten(1, (channels, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3) for m in maps]
     return torch.cat(flat, dim=1)
+
+
+def best_of_levels(scores: Tensor, counts: Sequence[int], most: int) -> Tensor:
+    """Which predictions are among the best of their level.
+
+    Args:
+        scores: [B, N], level by level.
+        counts: predictions of each level; their sum is N.
+        most:   to keep per level.
+
+    Returns:
+        [B, N] bool.
+    """
+    kept = [
+        torch.zeros_like(level, dtype=torch.bool).scatter(
+            1, level.topk(min(most, level.shape[1]), dim=1).indices, True
+        )
+        for level in scores.split(list(counts), dim=1)
+    ]
+    return torch.cat(kept, dim=1)

@@ -63,10 +63,10 @@ def mask_targets(
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
     targets = boxes.new_zeros((len(boxes), side, side))
     widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
-    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see _gather_crops
-    for part in _by_area(windows):
+    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see gather_crops
+    for part in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = _gather_crops(pixels, starts[part], extent)  # [n, h, w]
+        crops = gather_crops(pixels, starts[part], extent).float()  # [n, h, w]
         both = [
             _bin_weights(
                 boxes[part, axis::2],
@@ -103,10 +103,10 @@ def shares_inside(masks: MaskCrops, boxes: Tensor, index: Tensor) -> Tensor:
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
     shares = boxes.new_zeros(len(boxes))
     widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
-    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see _gather_crops
-    for part in _by_area(windows):
+    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see gather_crops
+    for part in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = _gather_crops(pixels, starts[part], extent)  # [n, h, w]
+        crops = gather_crops(pixels, starts[part], extent).float()  # [n, h, w]
         own: list[Tensor] = []
         within: list[Tensor] = []
         for axis in (1, 0):
@@ -317,7 +317,7 @@ def _pixels_at(
     return pixels[torch.where(inside, at, len(pixels) - 1)]
 
 
-def _by_area(windows: Tensor) -> Iterator[Tensor]:
+def by_area(windows: Tensor) -> Iterator[Tensor]:
     """Positions of windows of similar size, so many that padded to the largest they stay small."""
     extent = (windows[:, 2:] - windows[:, :2]).cpu()  # [R, 2]
     order = extent.prod(dim=1).argsort(descending=True, stable=True)
@@ -332,14 +332,14 @@ def _by_area(windows: Tensor) -> Iterator[Tensor]:
         yield order[first:].to(windows.device)
 
 
-def _gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor) -> Tensor:
-    """[n, h, w] float32: crops with their top left corners at 0; outside a crop is garbage."""
+def gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor) -> Tensor:
+    """[n, h, w] uint8: crops with their top left corners at 0; outside a crop is garbage."""
     w, h = (int(side) for side in extent.amax(dim=0))
     rows = torch.arange(h, device=pixels.device) * extent[:, 0, None] + starts[:, None]  # [n, h]
     # Row k of this view is the w pixels from k on: whole rows are copied, not single pixels. The
     # pixels must end with w spare ones.
     view = pixels.as_strided((len(pixels) - w + 1, w), (1, 1))
-    return view[rows.clamp(max=len(pixels) - w)].float()
+    return view[rows.clamp(max=len(pixels) - w)]
 
 
 def _bin_weights(

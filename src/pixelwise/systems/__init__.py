@@ -18,6 +18,7 @@ from pixelwise.spec import (
     FCN_BGR,
     IMAGENET_RGB,
     LITE_RGB,
+    POLARMASK_BGR,
     SOLO_LIGHT_RGB,
     YOLACT_RGB,
     InputSpec,
@@ -38,6 +39,7 @@ from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.systems.mask_scoring_rcnn import MaskScoringRCNN, MaskScoringRCNNConfig
 from pixelwise.systems.panet import PANet, PANetConfig
 from pixelwise.systems.parsenet import ParseNet, ParseNetConfig
+from pixelwise.systems.polarmask import PolarMask, PolarMaskConfig
 from pixelwise.systems.pspnet import PSPNet, PSPNetConfig
 from pixelwise.systems.rfcn import RFCN, RFCNConfig
 from pixelwise.systems.solo import SOLO, SOLOConfig
@@ -138,6 +140,11 @@ SYSTEMS: dict[str, Entry] = {
     "parsenet_conv345": Entry(system=ParseNet, config=ParseNetConfig(skips=(3, 4, 5)), input=FCN_BGR, task="semantic"),
     "parsenet_fcn32s": Entry(system=ParseNet, config=ParseNetConfig(backbone_style="caffe", output_stride=32, fc_kernel=7, fc_rate=1, fc_width=4096, align_corners=False), input=FCN_BGR, task="semantic"),
     "parsenet_efficientnet_lite0": Entry(system=ParseNet, config=ParseNetConfig(backbone="tf_efficientnet_lite0", fc_width=256, align_corners=False), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "polarmask": Entry(system=PolarMask, config=PolarMaskConfig(), input=POLARMASK_BGR, task="instance"),
+    "polarmask_resnet50": Entry(system=PolarMask, config=PolarMaskConfig(), input=POLARMASK_BGR, task="instance"),
+    "polarmask_resnet101": Entry(system=PolarMask, config=PolarMaskConfig(backbone="resnet101"), input=POLARMASK_BGR, task="instance"),
+    "polarmask_resnext101_64x4d": Entry(system=PolarMask, config=PolarMaskConfig(backbone="resnext101_64x4d", backbone_style="pytorch"), input=replace(DETECTION_RGB, resize=POLARMASK_BGR.resize), task="instance"),
+    "polarmask_lite0": Entry(system=PolarMask, config=PolarMaskConfig(backbone="tf_efficientnet_lite0", channels=64, head_convs=2, strides=(4, 8, 16, 32, 64), range_bounds=(24, 48, 96, 192)), input=LITE_RGB, task="instance"),
     "pspnet": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet50": Entry(system=PSPNet, config=PSPNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet101": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),

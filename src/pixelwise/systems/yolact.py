@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixelwise.errors import UsageError
 from pixelwise.nn.backbones import build_backbone
 from pixelwise.nn.backbones.resnet import RESNETS
-from pixelwise.nn.dense_head import DenseHead, flatten_levels
+from pixelwise.nn.dense_head import DenseHead, best_of_levels, flatten_levels
 from pixelwise.nn.detections import place_in_pictures
 from pixelwise.nn.fpn import OneStageFPN
 from pixelwise.nn.mask_rescoring import MaskRescoring
@@ -292,7 +292,7 @@ class YOLACT(nn.Module):
         if self.rules.per_level is not None:
             kept = (
                 kept
-                & _best_of_levels(
+                & best_of_levels(
                     best, [n * self.cfg.anchors_per_cell for n in cells], self.rules.per_level
                 )[..., None]
             )
@@ -387,17 +387,6 @@ def _base_anchors(cfg: YOLACTConfig) -> Tensor:
         for size in cfg.anchor_sizes
     ]
     return torch.stack([square_anchors(base) if cfg.square_anchors else base for base in levels])
-
-
-def _best_of_levels(best: Tensor, counts: Sequence[int], most: int) -> Tensor:
-    """[B, N] bool, the anchors with the `most` largest values [B, N] of each level."""
-    kept = [
-        torch.zeros_like(level, dtype=torch.bool).scatter(
-            1, level.topk(min(most, level.shape[1]), dim=1).indices, True
-        )
-        for level in best.split(list(counts), dim=1)
-    ]
-    return torch.cat(kept, dim=1)
 
 
 def _draw_masks(raw: Raw, image: int, index: Tensor, size: ImageSize) -> Iterator[RunLengths]:
