@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pixelwise import convert as convert
     from pixelwise import data as data
+    from pixelwise.catalogue import list_models as list_models
+    from pixelwise.catalogue import list_systems as list_systems
     from pixelwise.evaluate import evaluate as evaluate
     from pixelwise.export import export as export
     from pixelwise.predict import Segmenter as Segmenter
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
     from pixelwise.predict import predict as predict
     from pixelwise.result import Result as Result
     from pixelwise.systems import create as create
-    from pixelwise.systems import list_systems as list_systems
     from pixelwise.train import train as train
 
 _CONTENTS = {
     "create": "pixelwise.systems",
-    "list_systems": "pixelwise.systems",
+    "list_models": "pixelwise.catalogue",
+    "list_systems": "pixelwise.catalogue",
     "load": "pixelwise.predict",
     "predict": "pixelwise.predict",
     "Segmenter": "pixelwise.predict",
@@ -50,6 +52,7 @@ __all__ = [
     "data",
     "evaluate",
     "export",
+    "list_models",
     "list_systems",
     "load",
     "predict",

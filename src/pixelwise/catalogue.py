@@ -1,8 +1,14 @@
-"""The models that ship inside the package, and the file behind the name of any model."""
+"""The catalogue of trained models, and the checkpoint file behind the name of any model.
+
+Its rows are data: `weights/catalogue.json` lists the models that ship inside the package,
+`weights/published/ORIGIN.json` the checkpoints that other projects publish, with the licences of
+what they were trained on in `weights/published/datasets.json`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -12,34 +18,86 @@ from pathlib import Path
 from typing import Any
 
 from pixelwise.errors import ModelError
-from pixelwise.spec import Task, WeightsEntry
+from pixelwise.spec import Commercial, InputSpec, Task, WeightsEntry
 from pixelwise.systems import SYSTEMS
+from pixelwise.systems import find as find_system
+from pixelwise.systems import list_systems as _list_systems
 
 _PACKAGE = "package:"
+_STRICTEST: tuple[Commercial, ...] = ("no", "unclear", "yes")
 
 
-def entries(pattern: str = "*", *, task: Task | None = None) -> list[WeightsEntry]:
-    """The embedded models whose name matches a shell pattern, in the order of the catalogue."""
-    return [e for e in _read()[0] if fnmatch(e.name, pattern) and task in (None, e.task)]
+def entries(
+    pattern: str = "*", *, task: Task | None = None, commercial: bool = False
+) -> list[WeightsEntry]:
+    """The models whose name matches a shell pattern: embedded ones first, then by origin.
+
+    Args:
+        pattern:    of names, such as "*_coco*".
+        task:       "semantic" or "instance"; None for both.
+        commercial: only those whose weights and data allow commercial use.
+    """
+    return [
+        entry
+        for entry in (*_read(_folder())[0], *_published(_folder()).values())
+        if fnmatch(entry.name, pattern)
+        and task in (None, entry.task)
+        and (entry.commercial == "yes" or not commercial)
+    ]
+
+
+def list_models(
+    pattern: str = "*", *, task: Task | None = None, commercial: bool = False
+) -> list[str]:
+    """Names for `pw.load` of the trained models that match; see `entries`.
+
+    >>> list_models("*mask_rcnn*nuclei*")
+    ['mask_rcnn_efficientnet_lite0_fpn.nuclei']
+    """
+    return [entry.name for entry in entries(pattern, task=task, commercial=commercial)]
+
+
+def list_systems(
+    pattern: str = "*", *, task: Task | None = None, pretrained: bool = False
+) -> list[str]:
+    """Names that match a shell pattern: of systems for `pw.create`, or of trained models.
+
+    Args:
+        pattern:    such as "*nuclei*".
+        task:       "semantic" or "instance"; None for both.
+        pretrained: the models for `pw.load` instead, as `list_models` gives them.
+    """
+    return list_models(pattern, task=task) if pretrained else _list_systems(pattern, task=task)
 
 
 def aliases() -> dict[str, str]:
     """Full name by short name."""
-    return dict(_read()[1])
+    return dict(_read(_folder())[1])
 
 
 def find(name: str) -> WeightsEntry | None:
-    """The embedded model with this name or short name, or None."""
-    full = _read()[1].get(name, name)
-    return next((e for e in _read()[0] if e.name == full), None)
+    """The model with this name or short name, or None."""
+    full = _read(_folder())[1].get(name, name)
+    return next((e for e in _read(_folder())[0] if e.name == full), None) or _published(
+        _folder()
+    ).get(full)
+
+
+def is_embedded(entry: WeightsEntry) -> bool:
+    """Whether the weights ship inside the package."""
+    return entry.source.startswith(_PACKAGE)
 
 
 def file_of(entry: WeightsEntry) -> Path:
-    """Where the weights of an embedded model lie.
+    """The checkpoint of a model, in our format; a published one is downloaded and converted once.
 
     Raises:
-        ModelError: the installation lacks the file.
+        ModelError: the installation lacks the file, or it cannot be downloaded.
     """
+    if not is_embedded(entry):
+        from pixelwise.published import converted  # reads files of other projects, rarely needed
+
+        return converted(entry)
     path = _folder() / entry.source.removeprefix(_PACKAGE)
     if not path.is_file():
         raise ModelError(
@@ -75,12 +133,14 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
 
 
 def _unknown(name: str) -> str:
-    known = [e.name for e in entries()] + list(aliases())
     if name in SYSTEMS:
+        trained = [e.name for e in entries() if e.system == name or e.name.startswith(f"{name}.")]
+        example = f", such as {trained[0]}" if trained else ""
         return (
             f"{name!r} is a system without weights: train it (`pixelwise train`) and give its run "
-            f"folder, or choose a trained model: {', '.join(known) or 'none is installed'}"
+            f"folder, or choose a trained model of `pixelwise models list '{name}*'`{example}"
         )
+    known = [e.name for e in entries()] + list(aliases())
     close = get_close_matches(name, known, n=3, cutoff=0.3)
     hint = f"did you mean {', '.join(close)}?" if close else "see `pixelwise models list`"
     return f"no model or file is named {name!r}; {hint}"
@@ -90,20 +150,75 @@ def _folder() -> Path:
     return Path(str(resources.files("pixelwise"))) / "weights"
 
 
-@lru_cache(maxsize=1)
-def _read() -> tuple[tuple[WeightsEntry, ...], dict[str, str]]:
+@lru_cache(maxsize=2)
+def _read(folder: Path) -> tuple[tuple[WeightsEntry, ...], dict[str, str]]:
     """Rows and aliases of `weights/catalogue.json`."""
-    path = _folder() / "catalogue.json"
+    path = folder / "catalogue.json"
     if not path.is_file():
         return (), {}
     content = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(_entry(row) for row in content["models"]), dict(content["aliases"])
+    return tuple(_embedded(row) for row in content["models"]), dict(content["aliases"])
 
 
-def _entry(row: dict[str, Any]) -> WeightsEntry:
+@lru_cache(maxsize=2)
+def _published(folder: Path) -> dict[str, WeightsEntry]:
+    """Rows of all files of `weights/published/`, by name."""
+    folder = folder / "published"
+    if not folder.is_dir():
+        return {}
+    datasets = json.loads((folder / "datasets.json").read_text(encoding="utf-8"))
+    found: dict[str, WeightsEntry] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name != "datasets.json":
+            origin = json.loads(path.read_text(encoding="utf-8"))
+            rows = (_published_entry(row, origin, datasets) for row in origin["models"])
+            found.update((entry.name, entry) for entry in rows)
+    return found
+
+
+def _embedded(row: Mapping[str, Any]) -> WeightsEntry:
     """One row; what it says beyond `WeightsEntry` (sizes, recipe, notes) is for readers."""
     known = {field.name for field in fields(WeightsEntry)}
     values: dict[str, Any] = {key: value for key, value in row.items() if key in known}
     values["classes"] = tuple(row["classes"])
-    values["metrics"] = tuple((k, float(v)) for k, v in row.get("metrics", {}).items())
+    values["metrics"] = _numbers(row)
     return WeightsEntry(**values)
+
+
+def _published_entry(
+    row: Mapping[str, Any], origin: Mapping[str, Any], datasets: Mapping[str, Any]
+) -> WeightsEntry:
+    """One row, with what its file says for all rows and what is known about its training data."""
+    data = datasets[row["data"]]
+    allowed: set[Commercial] = {origin["commercial"], data["commercial"]}
+    return WeightsEntry(
+        name=row["name"],
+        system=row["system"],
+        task=find_system(row["system"]).task,
+        source=row["source"],
+        mirrors=tuple(row.get("mirrors", ())),
+        by_hand=row.get("by_hand", False),
+        sha256=row.get("sha256", ""),
+        md5=row.get("md5", ""),
+        classes=tuple(data["classes"]),
+        origin=origin["origin"],
+        project=origin["project"],
+        code_licence=origin["code_licence"],
+        licence=origin["licence"],
+        data=row["data"],
+        data_licence=data["licence"],
+        commercial=next(answer for answer in _STRICTEST if answer in allowed),
+        metrics=_numbers(row),
+        metrics_source=row.get("listed_in", origin["listed_in"]),
+        config={key: _tuples(value) for key, value in row.get("config", {}).items()},
+        input=InputSpec.from_dict(row["input"]) if "input" in row else None,
+    )
+
+
+def _numbers(row: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    return tuple((key, float(value)) for key, value in row.get("metrics", {}).items())
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists alone; configs hold tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value  # type: ignore[misc]

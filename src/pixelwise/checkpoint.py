@@ -36,6 +36,7 @@ class Description(TypedDict):
         licence: of the weights.
         recipe:  how they were trained, plain values.
         colors:  one (r, g, b) per class, 0..255.
+        source:  where converted weights came from: project, address, sha256; plain values.
     """
 
     name: Required[str]
@@ -45,6 +46,7 @@ class Description(TypedDict):
     licence: NotRequired[str]
     recipe: NotRequired[Mapping[str, Any] | None]
     colors: NotRequired[Sequence[tuple[int, int, int]] | None]
+    source: NotRequired[Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ def save(
         "metrics": _finite(about.get("metrics") or {}),
         "licence": about.get("licence", ""),
         "recipe": about.get("recipe"),
+        "source": about.get("source"),
     }
     tensors = {
         name: _shrink(value) if half else value.detach().cpu().contiguous().clone()

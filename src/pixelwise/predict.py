@@ -339,8 +339,8 @@ def load(
     >>> seg = load("v3.safetensors", output_stride=8, aspp_rates=(12, 24, 36))   # doctest: +SKIP
 
     Args:
-        name_or_path: an embedded model (`pixelwise models list`), a checkpoint file, or a run
-            folder, whose best weights are taken.
+        name_or_path: a trained model (`pixelwise models list`), which is downloaded if it is not
+            inside the package, a checkpoint file, or a run folder, whose best weights are taken.
         device:       as for `resolve_device`.
         changes:      fields of the system's config that shall differ from the stored ones and leave
             the weights as they are: a DeepLab trained at stride 16 is evaluated at 8, with twice

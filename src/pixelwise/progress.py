@@ -40,6 +40,12 @@ def track(
         yield from _lines(items, label, total, status)
 
 
+def note(text: str, *, quiet: bool = False) -> None:
+    """Say one line on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def _bar(
     items: Iterable[T], label: str, total: int | None, status: Callable[[], str] | None
 ) -> Iterator[T]:

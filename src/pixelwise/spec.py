@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,6 +132,9 @@ YOLACT_RGB = InputSpec(
 )
 
 
+Commercial = Literal["yes", "no", "unclear"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightsEntry:
     """One released checkpoint: where it is, what it may be used for, how good it was found to be.
@@ -138,13 +142,23 @@ class WeightsEntry:
     Args:
         name:     `system_backbone_neck.tag`.
         system:   row of `SYSTEMS` it loads into.
-        source:   URL, hub id, or `package:PATH` for weights that ship with pixelwise.
-        sha256:   of the file, or its published prefix.
+        source:   URL, or `package:PATH` for weights that ship with pixelwise.
+        sha256:   of the file, or its published prefix; "" where none is published.
+        md5:      prefix of it, where the publisher states that instead.
         classes:  class names in label order.
-        licence:  of the weights; `data_licence` of what they were trained on.
-        commercial: whether commercial use is allowed: "yes", "no" or "unclear".
-        metrics:  reported or measured numbers by name.
-        metrics_source: who reported them, or the command that measured them.
+        licence:  of the weights, or what their publisher says about it.
+        data_licence: of what they were trained on.
+        commercial: whether weights and data allow commercial use: "yes", "no" or "unclear".
+        metrics:  reported or measured numbers by name, as shares of 1.
+        metrics_source: the publisher's list of URL and numbers, or the command that measured them.
+        origin:   project whose converter reads the file; "pixelwise" for our own files.
+        project:  address of that project.
+        code_licence: of the project's code.
+        data:     what it was trained on, as a row of `weights/published/datasets.json`.
+        config:   fields of the system's config that the weights alone cannot tell.
+        input:    how pictures are fed; None takes what the converter knows.
+        mirrors:  further URLs of the same file.
+        by_hand:  the source is a page for a browser, not a file: the user saves it.
     """
 
     name: str
@@ -154,10 +168,19 @@ class WeightsEntry:
     classes: tuple[str, ...]
     licence: str
     data_licence: str
-    commercial: Literal["yes", "no", "unclear"]
+    commercial: Commercial
     task: Task
     metrics: tuple[tuple[str, float], ...] = ()
     metrics_source: str = ""
+    md5: str = ""
+    origin: str = "pixelwise"
+    project: str = ""
+    code_licence: str = ""
+    data: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    input: InputSpec | None = None
+    mirrors: tuple[str, ...] = ()
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,34 @@ def test_list_as_json_by_pattern_and_task(own_catalogue, capsys) -> None:
     assert (model["alias"], model["metrics"]) == ("cells", {"mask_ap50": 0.75})
 
 
+def test_list_counts_what_others_publish_and_lists_it_on_request(capsys) -> None:
+    assert run(["models", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "mmseg " in out
+    assert "detectron2_coco" not in out
+    assert run(["models", "list", "*_coco*", "--task", "instance", "--commercial"]) == 0
+    out = capsys.readouterr().out
+    assert "mask_rcnn_resnet50_fpn.detectron2_coco_3x" in out
+    assert "mmdet" not in out  # nothing is said about the licence of its weights
+    assert "Systems" not in out
+    arguments = ["models", "list", "*_coco*", "--task", "instance", "--commercial", "--json"]
+    assert run(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["systems"] == []
+    assert {m["commercial"] for m in document["models"]} == {"yes"}
+    assert {m["task"] for m in document["models"]} == {"instance"}
+
+
+def test_info_of_a_published_model_downloads_nothing(capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PIXELWISE_HOME", str(tmp_path))
+    assert run(["models", "info", "mask_rcnn_resnet50_fpn.torchvision_coco", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["sha256"], facts["downloaded"]) == ("bf2d0c1e", False)
+    assert facts["file"].startswith(str(tmp_path))
+    assert facts["input"]["resize"]["short_side"] == 800
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_list_without_matches_and_a_wrong_task(capsys) -> None:
     assert run(["models", "list", "zzz*"]) == 0
     assert "nothing matches" in capsys.readouterr().out

@@ -6,7 +6,6 @@ import json as json_text
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +32,7 @@ def inspect_installation() -> dict[str, Any]:
     import torch
 
     from pixelwise import __version__
+    from pixelwise.download import home
 
     devices = [f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} torch threads)"]
     devices += [
@@ -45,7 +45,7 @@ def inspect_installation() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "devices": ", ".join(devices),
-        "home": str(Path(os.environ.get("PIXELWISE_HOME", "~/.cache/pixelwise")).expanduser()),
+        "home": str(home()),
         "packages": {name: _version(name) for name in _declared()},
     }
 

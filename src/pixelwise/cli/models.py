@@ -3,58 +3,91 @@
 from __future__ import annotations
 
 import json as json_text
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from pixelwise.cli import model_card
+
 if TYPE_CHECKING:
     from pixelwise.spec import Task, WeightsEntry
 
 app = typer.Typer(help="List and describe systems and trained models.", no_args_is_help=True)
+app.command("card")(model_card.command)
 
 _TASKS = ("semantic", "instance")
 
 
 @app.command("list")
 def list_models(
-    pattern: Annotated[str, typer.Argument(help="Shell pattern of names, such as '*rcnn*'.")] = "*",
+    pattern: Annotated[
+        str | None, typer.Argument(help="Shell pattern of names, such as '*rcnn*'.")
+    ] = None,
     *,
     task: Annotated[str | None, typer.Option(help="semantic or instance.")] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Only models with weights.")
     ] = False,
+    commercial: Annotated[
+        bool,
+        typer.Option(
+            "--commercial", help="Only models whose weights and data allow commercial use."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> int:
-    """List the systems that can be trained and the models that come with weights."""
+    """List the systems that can be trained and the models that come with weights.
+
+    Without any filter the checkpoints of other projects are counted, not listed.
+    """
     from pixelwise import catalogue
     from pixelwise.systems import SYSTEMS, list_systems
 
     wanted = _task(task)
-    models = catalogue.entries(pattern, task=wanted)
-    systems = [] if pretrained else list_systems(pattern, task=wanted)
-    short = {full: name for name, full in catalogue.aliases().items()}
+    models = catalogue.entries(pattern or "*", task=wanted, commercial=commercial)
+    systems = [] if pretrained or commercial else list_systems(pattern or "*", task=wanted)
     if json:
         rows = [{"name": name, "task": SYSTEMS[name].task} for name in systems]
-        document = {
-            "models": [_row(m) | {"alias": short.get(m.name)} for m in models],
-            "systems": rows,
-        }
-        print(json_text.dumps(document, indent=2))
+        print(json_text.dumps({"models": [_row(m) for m in models], "systems": rows}, indent=2))
         return 0
     if not models and not systems:
-        print(f"nothing matches {pattern!r}; `pixelwise models list` shows everything")
+        print(f"nothing matches {pattern or '*'!r}; `pixelwise models list` shows everything")
         return 0
-    if models:
-        print("Trained models (pixelwise predict NAME PICTURES):")
-        for model in models:
-            alias = f" (short: {short[model.name]})" if model.name in short else ""
-            print(f"  {model.name:52} {model.task:9} {_numbers(model)}{alias}")
+    everything = pattern is None and not (task or pretrained or commercial)
+    _print_models([m for m in models if catalogue.is_embedded(m) or not everything])
+    if everything:
+        _print_counts([m.origin for m in models if not catalogue.is_embedded(m)])
     if systems:
         print("Systems (pixelwise train, pixelwise.create):")
         for name in systems:
             print(f"  {name:52} {SYSTEMS[name].task}")
     return 0
+
+
+def _print_models(models: Sequence[WeightsEntry]) -> None:
+    from pixelwise import catalogue
+
+    if not models:
+        return
+    short = {full: name for name, full in catalogue.aliases().items()}
+    width = max(52, *(len(model.name) for model in models))
+    print("Trained models (pixelwise predict NAME PICTURES):")
+    print(f"  {'name':{width}} {'task':9} commercial  reported")
+    for model in models:
+        alias = f" (short: {short[model.name]})" if model.name in short else ""
+        print(
+            f"  {model.name:{width}} {model.task:9} {model.commercial:10}  {_numbers(model)}{alias}"
+        )
+
+
+def _print_counts(origins: Sequence[str]) -> None:
+    if origins:
+        print("Published by other projects (pixelwise models list '*.ORIGIN_*'):")
+        for origin, count in sorted(Counter(origins).items()):
+            print(f"  {origin:20} {count:4}")
 
 
 @app.command("info")
@@ -86,6 +119,8 @@ def _facts(name: str) -> dict[str, Any]:
     if name in SYSTEMS:
         return _system_facts(name)
     entry = catalogue.find(name)
+    if entry is not None and not catalogue.is_embedded(entry):
+        return _published_facts(entry)
     path = catalogue.find_checkpoint(name)
     header = read_header(path)
     facts = _row(entry) if entry is not None else {"name": name}
@@ -100,7 +135,16 @@ def _facts(name: str) -> dict[str, Any]:
     }
     if entry is None:
         facts |= {"licence": header["licence"], "metrics": header["metrics"]}
+        facts |= {"source": header["source"]} if header.get("source") else {}
     return facts
+
+
+def _published_facts(entry: WeightsEntry) -> dict[str, Any]:
+    """What the catalogue says; nothing is downloaded to describe a model."""
+    from pixelwise.published import download_of
+
+    path = download_of(entry)
+    return _row(entry) | {"file": str(path), "downloaded": path.is_file()}
 
 
 def _system_facts(name: str) -> dict[str, Any]:
@@ -123,7 +167,10 @@ def _system_facts(name: str) -> dict[str, Any]:
 
 
 def _row(model: WeightsEntry) -> dict[str, Any]:
-    return asdict(model) | {"metrics": dict(model.metrics)}
+    from pixelwise import catalogue
+
+    short = {full: name for name, full in catalogue.aliases().items()}
+    return asdict(model) | {"metrics": dict(model.metrics), "alias": short.get(model.name)}
 
 
 def _numbers(model: WeightsEntry) -> str:
