@@ -1,5 +1,7 @@
 """Outlines of masks, beside a border follower that walks one pixel at a time."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from pixelwise.ops import rle
 from pixelwise.ops.components import connected_components
-from pixelwise.ops.contours import Contours, centroids, largest_contours
+from pixelwise.ops.contours import Contours, centroids, largest_contours, subdivide
 from pixelwise.types import MaskCrops
 
 # Neighbours clockwise on the screen, from the west.
@@ -97,11 +99,24 @@ def test_a_hole_is_filled_and_the_larger_part_kept() -> None:
     assert set(found) == {(x, y) for x in range(5) for y in range(5) if {x, y} & {0, 4}}
 
 
+def test_subdivided_outlines_pass_the_same_pixels() -> None:
+    dense = torch.stack([drawn(["###.", "###.", "...."]), drawn(["...#", "..##", ".#.."])])
+    pixels = largest_contours(rle.crops_from_dense(dense), torch.arange(2))
+    fine = subdivide(pixels, 4)
+    assert torch.equal(fine.xy[::4], pixels.xy.float())
+    assert fine.starts.tolist() == [4 * start for start in pixels.starts.tolist()]
+    for begin, end in pairwise(fine.starts.tolist()):
+        own = fine.xy[begin:end]
+        steps = (own.roll(-1, 0) - own).abs().amax(dim=1)  # also from the last to the first
+        assert (steps == 0.25).all()
+
+
 def test_no_masks() -> None:
     found = largest_contours(MaskCrops.empty((5, 5)), torch.zeros(0, dtype=torch.int64))
     assert found.starts.tolist() == [0]
     assert found.xy.shape == (0, 2)
     assert centroids(found).shape == (0, 2)
+    assert subdivide(found, 4).xy.shape == (0, 2)
 
 
 @pytest.mark.parametrize(

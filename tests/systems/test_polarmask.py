@@ -151,6 +151,20 @@ def test_crowds_are_ignored_and_empty_masks_left_out() -> None:
     assert ((inside >= 12) & (inside < 47)).all()
 
 
+def test_small_objects_need_points_between_the_pixels_of_their_outline() -> None:
+    """Seen from 5 pixels away, pixels are 11 degrees apart and a ray looks 3 to each side."""
+    given = [target([disc(36, 36, 5)], [0])]
+    fine = points()._replace(ranges=torch.tensor([-1.0, 99.0]).expand(len(points().xy), 2))
+    coarse, dense = (
+        assign_targets(fine, given, PolarMaskConfig(**{**TINY, "contour_points": n}))
+        for n in (1, 4)
+    )
+    assert len(coarse.rays) == len(dense.rays) > 0
+    assert (coarse.rays.amin(dim=1) == np.float32(NO_RAY)).all()
+    middle = (fine.xy[dense.found.point] == 36).all(dim=1)
+    assert (dense.rays[middle] - 5).abs().max() < 1
+
+
 def test_losses_are_normalised_as_released() -> None:
     """Classes by positives plus images; centerness by positives; the rest by centerness."""
     net = tiny().eval()
@@ -308,6 +322,7 @@ def test_the_pyramid_follows_the_strides(strides: tuple[int, ...]) -> None:
         ({"strides": (64, 128, 256)}, "4, 8, 16, 32"),
         ({"strides": ()}, "doubles"),
         ({"range_bounds": (32,)}, "2 range_bounds"),
+        ({"contour_points": 0}, "at least 1"),
         ({"rays": 2}, "from 3 to 360"),
         ({"rays": 361}, "from 3 to 360"),
         ({"ray_loss": "l1"}, "linear, squared, per_ray"),

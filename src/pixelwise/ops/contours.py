@@ -20,8 +20,9 @@ _OUTWARD = ((-1, 0), (0, 1), (1, 0), (0, -1))
 class Contours(NamedTuple):
     """One outline of each of N masks.
 
-    xy: [P, 2] int64 pixels, outline after outline. Each begins with its first pixel in reading
-    order and runs counter-clockwise on the screen; a pixel that it passes twice is there twice.
+    xy: [P, 2] int64 pixels (float32 after `subdivide`), outline after outline. Each begins with its
+    first pixel in reading order and runs counter-clockwise on the screen; a pixel that it passes
+    twice is there twice.
     starts: [N + 1] int64, outline i owns xy[starts[i]:starts[i + 1]].
     """
 
@@ -63,6 +64,25 @@ def largest_contours(masks: MaskCrops, index: Tensor) -> Contours:
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=len(index))
     return Contours(torch.cat(points)[order], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+def subdivide(contours: Contours, parts: int) -> Contours:
+    """The same outlines with points between their pixels too.
+
+    Args:
+        contours: N of them.
+        parts:    of every step from a pixel to the next.
+
+    Returns:
+        parts times as many points, float32.
+    """
+    xy = contours.xy.float()
+    ahead = torch.arange(1, len(xy) + 1, device=xy.device)
+    begin, end = contours.starts[:-1], contours.starts[1:]
+    ahead[end[end > begin] - 1] = begin[end > begin]  # the last is followed by the first
+    share = torch.arange(parts, device=xy.device)[:, None] / parts  # [parts, 1]
+    between = xy[:, None] + share * (xy[ahead] - xy)[:, None]  # [P, parts, 2]
+    return Contours(between.flatten(0, 1), contours.starts * parts)
 
 
 def centroids(contours: Contours) -> Tensor:
