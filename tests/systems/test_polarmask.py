@@ -322,6 +322,7 @@ def test_the_pyramid_follows_the_strides(strides: tuple[int, ...]) -> None:
         ({"strides": (64, 128, 256)}, "4, 8, 16, 32"),
         ({"strides": ()}, "doubles"),
         ({"range_bounds": (32,)}, "2 range_bounds"),
+        ({"length_unit": "metre"}, "pixel, stride"),
         ({"contour_points": 0}, "at least 1"),
         ({"rays": 2}, "from 3 to 360"),
         ({"rays": 361}, "from 3 to 360"),
@@ -332,6 +333,15 @@ def test_the_pyramid_follows_the_strides(strides: tuple[int, ...]) -> None:
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         PolarMaskConfig(**{**TINY, **changes})
+
+
+def test_lengths_in_strides_are_those_in_pixels_times_the_stride() -> None:
+    images = torch.randn(1, 3, SIDE, SIDE)
+    pixels, where, _ = tiny().eval().predict(images)
+    strides, _, _ = tiny(length_unit="stride").eval().predict(images)
+    for a, b in ((pixels.rays, strides.rays), (pixels.ltrb, strides.ltrb)):
+        torch.testing.assert_close(b, a * where.strides[:, None])
+    assert torch.equal(pixels.logits, strides.logits)
 
 
 def test_huge_logits_stay_finite() -> None:

@@ -47,7 +47,7 @@ from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, RunLengths, Size
 
 CANDIDATES = 4096  # best pairs of point and class that enter the suppression
-MAX_LOG_LENGTH = 10.0  # 22,000 pixels; untrained networks would overflow in exp
+MAX_LOG_LENGTH = 10.0  # 22,000 units; untrained networks would overflow in exp
 FIRST_STRIDES = (4, 8, 16, 32)  # of the backbone's levels, where the pyramid may begin
 
 
@@ -69,6 +69,9 @@ class PolarMaskConfig:
         range_bounds:  distances from a point to the farthest side of its object, pixels, that part
                        the levels: one less than there are levels. FCOS, section 3.2.
         rays:          n, at equal angles. Section 4.1: 36.
+        length_unit:   what exp(0) is, for boxes and rays: one "pixel" as released, or one "stride"
+                       of the level, as in FCOS. With strides lengths start near those of the
+                       objects, and logarithms stay small, which half precision needs.
         centre:        training points lie around the "mass" centre or the "box" centre of an
                        object. Section 3.2: mass.
         contour_points: points of an outline per pixel of it that may end a ray. 1 as released: seen
@@ -98,6 +101,7 @@ class PolarMaskConfig:
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     range_bounds: tuple[float, ...] = (64, 128, 256, 512)
     rays: int = 36
+    length_unit: Literal["pixel", "stride"] = "pixel"
     centre: Literal["mass", "box"] = "mass"
     contour_points: int = 1
     ray_loss: RayLossKind = "linear"
@@ -113,6 +117,7 @@ class PolarMaskConfig:
             self,
             {
                 "backbone_norm": (*NORMS, None),
+                "length_unit": ("pixel", "stride"),
                 "centre": ("mass", "box"),
                 "ray_loss": get_args(RayLossKind),
                 "boxes_from": ("branch", "rays"),
@@ -237,13 +242,14 @@ class PolarMask(nn.Module):
         pyramid = self.neck(self.backbone(images))
         maps = self.head(pyramid)
         grids: list[Size] = [(level.shape[2], level.shape[3]) for level in pyramid]
+        points = place_points(grids, self.cfg.strides, self.cfg.range_bounds, images)
+        unit = points.strides[:, None] if self.cfg.length_unit == "stride" else 1  # [N, 1]
         dense = Dense(
             flatten_levels(maps["classify"], self.cfg.num_classes).float(),
             flatten_levels(maps["centerness"], 1)[..., 0].float(),
-            _lengths(flatten_levels(maps["regress"], 4)),
-            _lengths(flatten_levels(maps["rays"], self.cfg.rays)),
+            _exp(flatten_levels(maps["regress"], 4)) * unit,
+            _exp(flatten_levels(maps["rays"], self.cfg.rays)) * unit,
         )
-        points = place_points(grids, self.cfg.strides, self.cfg.range_bounds, images)
         return dense, points, [height * width for height, width in grids]
 
     def forward(self, images: Tensor) -> Raw:
@@ -260,8 +266,8 @@ class PolarMask(nn.Module):
         kept = best_of_levels(best, cells, self.cfg.pre_nms)[..., None]
         scores = probs * (centerness + self.cfg.centerness_offset)[..., None]  # [B, N, K]
         scores = torch.where(kept & (probs > self.cfg.score_thresh), scores, -1.0)
-        images_of = [self._suppress(*image) for image in zip(boxes, scores, strict=True)]
-        found = PointDetections(*(torch.stack(parts) for parts in zip(*images_of, strict=True)))
+        kept_of = [self._suppress(*image) for image in zip(boxes, scores, strict=True)]
+        found = PointDetections(*(torch.stack(parts) for parts in zip(*kept_of, strict=True)))
         valid = found.valid[..., None]
         rays = torch.take_along_dim(dense.rays, found.points[..., None], dim=1)
         return Raw(*found[:4], points.xy[found.points] * valid, rays * valid)
@@ -396,7 +402,8 @@ def draw_masks(centres: Tensor, rays: Tensor, size: ImageSize) -> RunLengths:
     return fill_polygons(ends.long().numpy(), size.original)
 
 
-def _lengths(x: Tensor) -> Tensor:
+def _exp(x: Tensor) -> Tensor:
+    """In full precision, and never infinite."""
     return x.float().clamp(max=MAX_LOG_LENGTH).exp()
 
 
