@@ -268,11 +268,13 @@ def test_a_conversion_by_another_version_is_made_anew_without_the_network(
     assert len(server.requests) == 1
 
 
-def test_files_for_browsers_only_are_saved_by_hand(publish) -> None:
+def test_files_that_no_program_can_get_are_saved_by_hand(publish) -> None:
     content = torchvision_file(small())
-    page = {"source": "https://drive.example.org/file/d/1x/view", "by_hand": True}
+    page = {"source": "https://drive.example.org/file/d/1x/view", "by_hand": "on Google Drive"}
     name, server = publish(content, **page)
-    with pytest.raises(ModelError, match=r"browsers only; open https://drive\S+ , save"):
+    with pytest.raises(
+        ModelError, match=r"on Google Drive \( https://drive\S+ \); save the file as"
+    ):
         pw.load(name)
     path = download.cached(f"{name}.pth")
     path.parent.mkdir(parents=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pixelwise.catalogue import list_systems as list_systems
     from pixelwise.evaluate import evaluate as evaluate
     from pixelwise.export import export as export
+    from pixelwise.hub import push_to_hub as push_to_hub
     from pixelwise.predict import Segmenter as Segmenter
     from pixelwise.predict import load as load
     from pixelwise.predict import predict as predict
@@ -41,6 +42,7 @@ _CONTENTS = {
     "train": "pixelwise.train",
     "evaluate": "pixelwise.evaluate",
     "export": "pixelwise.export",
+    "push_to_hub": "pixelwise.hub",
 }
 _MODULES = ("convert", "data")
 
@@ -56,6 +58,7 @@ __all__ = [
     "list_systems",
     "load",
     "predict",
+    "push_to_hub",
     "train",
 ]
 

@@ -108,7 +108,7 @@ def file_of(entry: WeightsEntry) -> Path:
 
 
 def find_checkpoint(name_or_path: str | Path) -> Path:
-    """The checkpoint file behind a model's name, a file, or a run folder.
+    """The checkpoint file behind a model's name, an address of the hub, a file, or a run folder.
 
     Raises:
         ModelError: there is none.
@@ -117,6 +117,10 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     entry = find(text)
     if entry is not None:
         return file_of(entry)
+    if text.startswith("hf-hub:"):
+        from pixelwise.hub import find as find_on_hub  # imports this module
+
+        return find_on_hub(text)
     path = Path(name_or_path)
     if path.is_dir():
         best = path / "weights" / "best.safetensors"
@@ -197,7 +201,7 @@ def _published_entry(
         task=find_system(row["system"]).task,
         source=row["source"],
         mirrors=tuple(row.get("mirrors", ())),
-        by_hand=row.get("by_hand", False),
+        by_hand=row.get("by_hand", ""),
         sha256=row.get("sha256", ""),
         md5=row.get("md5", ""),
         classes=tuple(data["classes"]),

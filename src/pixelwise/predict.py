@@ -182,6 +182,12 @@ class Segmenter:
 
         return export(self, path, size=size)
 
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Publish the model on the Hugging Face hub; see `pixelwise.hub.push_to_hub`."""
+        from pixelwise.hub import push_to_hub
+
+        return push_to_hub(self, repo, **options)
+
     # --- one forward pass ----------------------------------------------------------------------
 
     def _predict_batch(self, batch: Sequence[_Waiting], settings: Settings) -> Iterator[Result]:
@@ -340,7 +346,8 @@ def load(
 
     Args:
         name_or_path: a trained model (`pixelwise models list`), which is downloaded if it is not
-            inside the package, a checkpoint file, or a run folder, whose best weights are taken.
+            inside the package, "hf-hub:org/name", a checkpoint file, or a run folder, whose best
+            weights are taken.
         device:       as for `resolve_device`.
         changes:      fields of the system's config that shall differ from the stored ones and leave
             the weights as they are: a DeepLab trained at stride 16 is evaluated at 8, with twice

@@ -63,14 +63,14 @@ def download(entry: WeightsEntry, *, quiet: bool = False) -> Path:
     """The published file itself.
 
     Raises:
-        ModelError: it cannot be had; for a file that is offered to browsers only, the message says
-            where to save it.
+        ModelError: it cannot be had; for a file that only the user can get, the message says where
+            to save it.
     """
     path = download_of(entry)
     if entry.by_hand and not path.is_file():
         raise ModelError(
-            f"{entry.name}: its publisher offers it to browsers only; open {entry.source} , save "
-            f"the file as {path} and run this again"
+            f"{entry.name}: {entry.by_hand} ( {entry.source} ); save the file as {path} and run "
+            "this again"
         )
     published = entry.sha256 or (f"md5:{entry.md5}" if entry.md5 else "")
     return fetch(path.name, [entry.source, *entry.mirrors], published=published, quiet=quiet)

@@ -158,7 +158,7 @@ class WeightsEntry:
         config:   fields of the system's config that the weights alone cannot tell.
         input:    how pictures are fed; None takes what the converter knows.
         mirrors:  further URLs of the same file.
-        by_hand:  the source is a page for a browser, not a file: the user saves it.
+        by_hand:  why no program can download the source, so that the user saves it; "" if one can.
     """
 
     name: str
@@ -180,7 +180,7 @@ class WeightsEntry:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     input: InputSpec | None = None
     mirrors: tuple[str, ...] = ()
-    by_hand: bool = False
+    by_hand: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

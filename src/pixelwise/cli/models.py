@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pixelwise.cli import model_card
+from pixelwise.cli import hub, model_card
 
 if TYPE_CHECKING:
     from pixelwise.spec import Task, WeightsEntry
 
 app = typer.Typer(help="List and describe systems and trained models.", no_args_is_help=True)
 app.command("card")(model_card.command)
+app.command("push")(hub.command)
 
 _TASKS = ("semantic", "instance")
 
