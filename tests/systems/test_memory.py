@@ -76,6 +76,19 @@ raw = EmbeddingRaw(logits[None], points[None].contiguous())
 net.decode(EmbeddingRaw(*(x[..., :20, :20] for x in raw)), [ImageSize.same((80, 80))])
 """
 
+POLARMASK = """
+from pixelwise.systems.polarmask import PolarMask, PolarMaskConfig, Raw
+
+size = kept
+with torch.device("meta"):
+    net = PolarMask(PolarMaskConfig())
+centres = 300 + 100 * torch.rand(n, 2, generator=g)
+whole = torch.tensor([0.0, 0.0, 1333.0, 667.0]).expand(1, n, 4)
+raw = Raw(whole, scores, labels, valid, centres[None], {rays})
+small = ImageSize(original=(40, 80), content=(667, 1333), input=(672, 1344))
+net.decode(raw._replace(rays=raw.rays[:, :, :8]), [small])
+"""
+
 SMOOTH = "F.interpolate(torch.randn(1, 32, 6, 6, generator=g), (138, 138), mode='bicubic')"
 DISCS = "torch.sigmoid(9 * (reach[:, None, None] - torch.sqrt(x**2 + y**2)))[None]"
 NOISE = "torch.rand(1, 500, 168, 336, generator=g)"
@@ -97,6 +110,16 @@ OVERLAPPING, APART = (200, 10**8), (200, 4 * 10**6)  # least objects, and pixels
         ),
         pytest.param(
             SOLO.format(suppression="mask", masks=NOISE), OVERLAPPING, id="solo, mask nms, noise"
+        ),
+        pytest.param(
+            POLARMASK.format(rays="200 + 60 * torch.rand(1, n, 36, generator=g)"),
+            OVERLAPPING,
+            id="polarmask",
+        ),
+        pytest.param(  # spikes at every degree
+            POLARMASK.format(rays="700 * torch.rand(1, n, 360, generator=g)"),
+            (200, 10**7),
+            id="polarmask, noise",
         ),
         pytest.param(EMBEDDING.format(delta_d=1.5, owner=BLOCKS), APART, id="embedding, blocks"),
         pytest.param(EMBEDDING.format(delta_d=50.0, owner=SCATTER), APART, id="embedding, noise"),

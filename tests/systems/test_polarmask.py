@@ -1,8 +1,6 @@
 """PolarMask: what its points learn, what becomes of perfect predictions, variants and traps."""
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pixelwise.errors import UsageError
+from pixelwise.export import export_program
 from pixelwise.ops import rle
 from pixelwise.ops.matching import BACKGROUND, IGNORED
 from pixelwise.ops.points import Points, place_points
@@ -355,34 +354,17 @@ def test_huge_logits_stay_finite() -> None:
     assert raw.boxes.isfinite().all()
 
 
-MEMORY = """
-import resource
-import torch
-from pixelwise.ops import rle
-from pixelwise.systems.polarmask import PolarMask, PolarMaskConfig, Raw
-from pixelwise.types import ImageSize
-net = PolarMask(PolarMaskConfig(backbone="test_resnet", channels=16, head_convs=1))
-n = 200
-centres = torch.stack([torch.linspace(500, 2500, n), torch.linspace(700, 800, n)], dim=1)
-boxes = torch.tensor([0.0, 0.0, 3000.0, 1500.0]).expand(1, n, 4)
-rays = 450 + 250 * torch.rand(1, n, 36)
-raw = Raw(boxes, torch.linspace(1, 0.5, n)[None], torch.zeros(1, n).long(),
-          torch.ones(1, n).bool(), centres[None], rays)
-size = ImageSize.same((1500, 3000))
-net.decode(raw._replace(rays=rays / 50), [size])  # what is allocated once
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(found,) = net.decode(raw, [size])
-assert len(found) == n and rle.areas(found.masks).sum() > 10**8
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
-def test_decoding_200_large_masks_stays_within_the_bound() -> None:
-    """200 instances on 3000 x 1500 in 400 MB; a dense stack of bytes would take 900 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 400
+def test_an_exported_graph_and_decode_give_the_same_detections() -> None:
+    net = tiny(score_thresh=0.0).eval()
+    images = torch.randn(2, 3, 96, 64)
+    program = export_program(net, images, dynamic="none")
+    sizes = [ImageSize.same((96, 64))] * 2
+    with torch.no_grad():
+        ours, theirs = net.decode(net(images), sizes), net.decode(program.module()(images), sizes)
+    for a, b in zip(ours, theirs, strict=True):
+        assert len(a) > 3
+        assert torch.equal(a.labels, b.labels)
+        torch.testing.assert_close(a.boxes, b.boxes)
+        torch.testing.assert_close(a.scores, b.scores)
+        assert (rle.decode(a.masks) == rle.decode(b.masks)).all()

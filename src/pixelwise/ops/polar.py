@@ -14,7 +14,7 @@ NO_RAY = 1e-6  # length in pixels of a ray that never meets the outline
 _NEAR = (1, -1, 2, -2, 3, -3)  # degrees beside a ray that may end it, in the order of trying
 # Lifts multiples of 45 degrees over the last bit of atan2, which varies with a tensor's layout.
 _EXACT_DEG = 2e-5
-_PAIRS_CHUNK = 1 << 20  # pairs of a point and a contour pixel at a time: 4 MB per value
+_PAIRS_CHUNK = 1 << 17  # pairs of a point and a contour pixel at a time: they stay in the cache
 
 
 def ray_angles(rays: int, like: Tensor) -> Tensor:
