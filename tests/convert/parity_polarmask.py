@@ -151,7 +151,9 @@ def run_targets(fixture: Fixture) -> None:
 
 
 def decoded(centre: Tensor, rays: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(rle.decode(draw_masks(centre, rays, ImageSize.same(size))))
+    return torch.from_numpy(
+        rle.decode(draw_masks(centre, rays, ImageSize.same(size), aligned=False))
+    )
 
 
 def check_said(

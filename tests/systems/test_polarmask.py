@@ -11,9 +11,10 @@ from torch import Tensor
 from pixelwise.errors import UsageError
 from pixelwise.export import export_program
 from pixelwise.ops import rle
+from pixelwise.ops.contours import largest_contours, subdivide
 from pixelwise.ops.matching import BACKGROUND, IGNORED
 from pixelwise.ops.points import Points, place_points
-from pixelwise.ops.polar import NO_RAY
+from pixelwise.ops.polar import NO_RAY, contour_rays
 from pixelwise.systems import create
 from pixelwise.systems.polarmask import (
     Dense,
@@ -155,8 +156,8 @@ def test_small_objects_need_points_between_the_pixels_of_their_outline() -> None
     given = [target([disc(36, 36, 5)], [0])]
     fine = points()._replace(ranges=torch.tensor([-1.0, 99.0]).expand(len(points().xy), 2))
     coarse, dense = (
-        assign_targets(fine, given, PolarMaskConfig(**{**TINY, "contour_points": n}))
-        for n in (1, 4)
+        assign_targets(fine, given, PolarMaskConfig(**{**TINY, "conventions": name}))
+        for name in ("released", "fine")
     )
     assert len(coarse.rays) == len(dense.rays) > 0
     assert (coarse.rays.amin(dim=1) == np.float32(NO_RAY)).all()
@@ -281,17 +282,47 @@ def test_only_the_best_points_of_a_level_are_candidates() -> None:
 def test_ends_are_clamped_before_they_are_scaled() -> None:
     """The content's last pixel lands before the picture's: doubled, 63 is 126, not 127."""
     size = ImageSize(original=(128, 128), content=(64, 64), input=(64, 96))
-    masks = draw_masks(torch.tensor([[50.0, 32.0]]), torch.full((1, 36), 30.0), size)
+    masks = draw_masks(torch.tensor([[50.0, 32.0]]), torch.full((1, 36), 30.0), size, aligned=False)
     x0, y0, x1, _ = masks.windows[0].tolist()
     assert x1 == 127
     assert x0 == 40  # 2 * (50 - 30)
     assert y0 == 4
 
 
+def test_aligned_drawing_loses_neither_half_a_pixel_nor_its_place() -> None:
+    """A disc seen at a third of its size, from its own rays; truncation pushes it to one side."""
+    rows, columns = np.mgrid[:300, :300]
+    truth = np.hypot(columns - 151.0, rows - 133.0) <= 60.5
+    small = truth[1::3, 1::3]  # the middle pixel of every block of three
+    contours = largest_contours(
+        rle.crops_from_dense(torch.from_numpy(small[None].astype(np.uint8))), torch.arange(1)
+    )
+    centre = torch.tensor([[50.0, 44.0]])
+    rays = contour_rays(subdivide(contours, 4), centre, torch.zeros(1).long(), rays=36)
+    size = ImageSize(original=(300, 300), content=(100, 100), input=(100, 100))
+    ious: dict[bool, float] = {}
+    for aligned in (False, True):
+        mask = rle.decode(draw_masks(centre, rays, size, aligned=aligned))[0] != 0
+        ious[aligned] = (mask & truth).sum() / (mask | truth).sum()
+        x, y = (np.argwhere(mask).mean(axis=0) - np.argwhere(truth).mean(axis=0))[::-1]
+        assert (max(abs(x), abs(y)) < 0.5) == aligned, (aligned, x, y)
+    assert ious[True] > 0.97
+    assert ious[False] < 0.95
+
+
+def test_aligned_ends_stay_in_the_picture() -> None:
+    for original in ((31, 57), (300, 500)):
+        size = ImageSize(original=original, content=(64, 117), input=(64, 128))
+        rays = torch.full((1, 36), 500.0)
+        masks = draw_masks(torch.tensor([[60.0, 30.0]]), rays, size, aligned=True)
+        assert masks.windows.tolist() == [[0, 0, original[1], original[0]]]
+
+
 def test_rays_that_meet_nothing_pull_the_outline_to_the_centre() -> None:
     rays = torch.full((1, 36), 20.0)
     rays[0, :9] = NO_RAY  # down to right
-    mask = rle.decode(draw_masks(torch.tensor([[40.0, 40.0]]), rays, ImageSize.same((80, 80))))[0]
+    size = ImageSize.same((80, 80))
+    mask = rle.decode(draw_masks(torch.tensor([[40.0, 40.0]]), rays, size, aligned=False))[0]
     assert mask[40, 40]
     assert not mask[50, 50]
     assert mask[30, 30]
@@ -321,8 +352,7 @@ def test_the_pyramid_follows_the_strides(strides: tuple[int, ...]) -> None:
         ({"strides": (64, 128, 256)}, "4, 8, 16, 32"),
         ({"strides": ()}, "doubles"),
         ({"range_bounds": (32,)}, "2 range_bounds"),
-        ({"length_unit": "metre"}, "pixel, stride"),
-        ({"contour_points": 0}, "at least 1"),
+        ({"conventions": "coarse"}, "released, fine"),
         ({"rays": 2}, "from 3 to 360"),
         ({"rays": 361}, "from 3 to 360"),
         ({"ray_loss": "l1"}, "linear, squared, per_ray"),
@@ -337,7 +367,7 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], words: str
 def test_lengths_in_strides_are_those_in_pixels_times_the_stride() -> None:
     images = torch.randn(1, 3, SIDE, SIDE)
     pixels, where, _ = tiny().eval().predict(images)
-    strides, _, _ = tiny(length_unit="stride").eval().predict(images)
+    strides, _, _ = tiny(conventions="fine").eval().predict(images)
     for a, b in ((pixels.rays, strides.rays), (pixels.ltrb, strides.ltrb)):
         torch.testing.assert_close(b, a * where.strides[:, None])
     assert torch.equal(pixels.logits, strides.logits)

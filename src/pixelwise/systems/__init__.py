@@ -144,7 +144,7 @@ SYSTEMS: dict[str, Entry] = {
     "polarmask_resnet50": Entry(system=PolarMask, config=PolarMaskConfig(), input=POLARMASK_BGR, task="instance"),
     "polarmask_resnet101": Entry(system=PolarMask, config=PolarMaskConfig(backbone="resnet101"), input=POLARMASK_BGR, task="instance"),
     "polarmask_resnext101_64x4d": Entry(system=PolarMask, config=PolarMaskConfig(backbone="resnext101_64x4d", backbone_style="pytorch"), input=replace(DETECTION_RGB, resize=POLARMASK_BGR.resize), task="instance"),
-    "polarmask_lite0": Entry(system=PolarMask, config=PolarMaskConfig(backbone="tf_efficientnet_lite0", channels=64, head_convs=2, strides=(4, 8, 16, 32, 64), range_bounds=(32, 64, 128, 256), length_unit="stride", contour_points=4), input=LITE_RGB, task="instance"),
+    "polarmask_lite0": Entry(system=PolarMask, config=PolarMaskConfig(backbone="tf_efficientnet_lite0", channels=64, head_convs=2, strides=(4, 8, 16, 32, 64), range_bounds=(32, 64, 128, 256), conventions="fine"), input=LITE_RGB, task="instance"),
     "pspnet": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet50": Entry(system=PSPNet, config=PSPNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "pspnet_resnet101": Entry(system=PSPNet, config=PSPNetConfig(), input=IMAGENET_RGB, task="semantic"),

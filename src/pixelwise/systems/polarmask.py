@@ -52,6 +52,33 @@ FIRST_STRIDES = (4, 8, 16, 32)  # of the backbone's levels, where the pyramid ma
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """Where the released code is coarser than the idea.
+
+    Args:
+        in_strides: what exp(0) is, for boxes and rays: one stride of the level, as in FCOS, or one
+                    pixel. With strides lengths start near those of the objects, and logarithms stay
+                    small, which half precision needs.
+        contour_points: points of an outline, per pixel of it, that may end a ray. Seen from inside
+                    a small object, its pixels are farther apart than rays look: with 1, most points
+                    have a ray without an end, and hardly learn.
+        aligned:    the ends of rays go to the picture by the centres of pixels, half a pixel of the
+                    network farther out, where the outline's pixels end, and to the nearest pixel.
+                    Otherwise they are scaled and truncated, which moves every mask to the top left.
+    """
+
+    in_strides: bool
+    contour_points: int
+    aligned: bool
+
+
+CONVENTIONS: dict[str, Conventions] = {
+    "released": Conventions(in_strides=False, contour_points=1, aligned=False),
+    "fine": Conventions(in_strides=True, contour_points=4, aligned=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PolarMaskConfig:
     """Settings of PolarMask; the defaults are those of its ResNet-50 on COCO.
 
@@ -69,14 +96,10 @@ class PolarMaskConfig:
         range_bounds:  distances from a point to the farthest side of its object, pixels, that part
                        the levels: one less than there are levels. FCOS, section 3.2.
         rays:          n, at equal angles. Section 4.1: 36.
-        length_unit:   what exp(0) is, for boxes and rays: one "pixel" as released, or one "stride"
-                       of the level, as in FCOS. With strides lengths start near those of the
-                       objects, and logarithms stay small, which half precision needs.
+        conventions:   "released", or "fine" where the released code is coarse, a row of
+                       `CONVENTIONS`; released weights need theirs.
         centre:        training points lie around the "mass" centre or the "box" centre of an
                        object. Section 3.2: mass.
-        contour_points: points of an outline per pixel of it that may end a ray. 1 as released: seen
-                       from inside a small object its pixels are farther apart than rays look, most
-                       points have a ray without an end and do not learn; 4 closes the gaps.
         ray_loss:      see `polar_iou_loss`. Section 3.4: "linear".
         boxes_from:    the suppression sees the boxes of the "branch" or those around the "rays".
                        Section 4.1: equally good.
@@ -101,9 +124,8 @@ class PolarMaskConfig:
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     range_bounds: tuple[float, ...] = (64, 128, 256, 512)
     rays: int = 36
-    length_unit: Literal["pixel", "stride"] = "pixel"
+    conventions: Literal["released", "fine"] = "released"
     centre: Literal["mass", "box"] = "mass"
-    contour_points: int = 1
     ray_loss: RayLossKind = "linear"
     boxes_from: Literal["branch", "rays"] = "branch"
     centerness_offset: float = 0.5
@@ -117,7 +139,7 @@ class PolarMaskConfig:
             self,
             {
                 "backbone_norm": (*NORMS, None),
-                "length_unit": ("pixel", "stride"),
+                "conventions": tuple(CONVENTIONS),
                 "centre": ("mass", "box"),
                 "ray_loss": get_args(RayLossKind),
                 "boxes_from": ("branch", "rays"),
@@ -135,8 +157,6 @@ class PolarMaskConfig:
                 f"polarmask has {len(self.strides)} levels: give {len(self.strides) - 1} "
                 f"range_bounds between them, not {len(self.range_bounds)}"
             )
-        if self.contour_points < 1:
-            raise UsageError(f"contour_points is at least 1, not {self.contour_points}")
         if not 3 <= self.rays <= 360:
             raise UsageError(f"rays is a number from 3 to 360, not {self.rays}")
 
@@ -202,6 +222,7 @@ class PolarMask(nn.Module):
     def __init__(self, cfg: PolarMaskConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.rules = CONVENTIONS[cfg.conventions]
         inner = [stride for stride in cfg.strides if stride <= FIRST_STRIDES[-1]]
         self.backbone = build_backbone(
             cfg.backbone,
@@ -243,7 +264,7 @@ class PolarMask(nn.Module):
         maps = self.head(pyramid)
         grids: list[Size] = [(level.shape[2], level.shape[3]) for level in pyramid]
         points = place_points(grids, self.cfg.strides, self.cfg.range_bounds, images)
-        unit = points.strides[:, None] if self.cfg.length_unit == "stride" else 1  # [N, 1]
+        unit = points.strides[:, None] if self.rules.in_strides else 1  # [N, 1]
         dense = Dense(
             flatten_levels(maps["classify"], self.cfg.num_classes).float(),
             flatten_levels(maps["centerness"], 1)[..., 0].float(),
@@ -338,7 +359,10 @@ class PolarMask(nn.Module):
                 labels=raw.labels[image].cpu()[index],
                 scores=raw.scores[image].float().cpu()[index],
                 masks=draw_masks(
-                    raw.centres[image].cpu()[index], raw.rays[image].cpu()[index], sizes[image]
+                    raw.centres[image].cpu()[index],
+                    raw.rays[image].cpu()[index],
+                    sizes[image],
+                    aligned=self.rules.aligned,
                 ),
             )
             for image, (index, boxes) in enumerate(place_in_pictures(raw, sizes))
@@ -354,7 +378,7 @@ def assign_targets(
     Args:
         points:  N of them.
         targets: one per image.
-        cfg:     "centre", "contour_points" and "rays" are read.
+        cfg:     "centre", "conventions" and "rays" are read.
     """
     parts = [_match_and_measure(points, target, cfg) for target in targets]
     matches = torch.stack([match for match, _ in parts])
@@ -381,25 +405,39 @@ def _match_and_measure(
     owner = assign_points(
         points, _inclusive(target.boxes[objects]), centres, radius=CENTRE_RADIUS, plus_one=True
     )
-    if cfg.contour_points > 1:
-        contours = subdivide(contours, cfg.contour_points)
+    parts = CONVENTIONS[cfg.conventions].contour_points
+    if parts > 1:
+        contours = subdivide(contours, parts)
     rays = contour_rays(contours, points.xy[owner >= 0], owner[owner >= 0], rays=cfg.rays)
     return name_owners(owner, objects, points, target), rays
 
 
-def draw_masks(centres: Tensor, rays: Tensor, size: ImageSize) -> RunLengths:
+def draw_masks(centres: Tensor, rays: Tensor, size: ImageSize, *, aligned: bool) -> RunLengths:
     """The masks of detections in their original picture.
 
     Args:
         centres: [N, 2] x and y in network-input pixels.
         rays:    [N, n] lengths, the same.
         size:    of the picture; ends outside its content are moved to the last pixel inside.
+        aligned: see `Conventions`.
     """
-    ends = ray_ends(centres.float(), rays.float())  # [N, n, 2]
-    last = ends.new_tensor([size.content[1] - 1, size.content[0] - 1])
-    scale_y, scale_x = size.scale_yx
-    ends = torch.minimum(ends.clamp(min=0), last) / ends.new_tensor([scale_x, scale_y])
+    scale = centres.new_tensor(size.scale_yx[::-1]).float()  # [2], network pixels per pixel
+    rays = rays.float()
+    if aligned:
+        # An outline runs through the centres of its pixels, here and there.
+        rays = (rays + 0.5 * (1 - scale.mean())).clamp(min=0)
+    ends = ray_ends(centres.float(), rays)  # [N, n, 2]
+    if aligned:
+        ends = ((ends + 0.5) / scale - 0.5).round()
+    else:
+        ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.content)) / scale
+    ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.original))
     return fill_polygons(ends.long().numpy(), size.original)
+
+
+def _last_pixel(size: Size) -> Tensor:
+    """[2] x and y."""
+    return torch.tensor([size[1] - 1.0, size[0] - 1.0])
 
 
 def _exp(x: Tensor) -> Tensor:
