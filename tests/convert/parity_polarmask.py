@@ -18,12 +18,11 @@ from pixelwise.nn.tower_head import TowerHead
 from pixelwise.ops import rle
 from pixelwise.ops.contours import Contours, centroids, largest_contours
 from pixelwise.ops.points import Points
-from pixelwise.ops.polar import NO_RAY, contour_rays, polar_centerness, ray_ends
+from pixelwise.ops.polar import NO_RAY, contour_rays, draw_rays, polar_centerness, ray_ends
 from pixelwise.systems.polarmask import (
     PolarMask,
     PolarMaskConfig,
     assign_targets,
-    draw_masks,
 )
 from pixelwise.types import ImageSize, InstanceTarget
 from tests.convert.parity import convert
@@ -152,7 +151,7 @@ def run_targets(fixture: Fixture) -> None:
 
 def decoded(centre: Tensor, rays: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(
-        rle.decode(draw_masks(centre, rays, ImageSize.same(size), aligned=False))
+        rle.decode(draw_rays(centre, rays, ImageSize.same(size), aligned=False))
     )
 
 

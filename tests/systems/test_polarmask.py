@@ -14,7 +14,7 @@ from pixelwise.ops import rle
 from pixelwise.ops.contours import largest_contours, subdivide
 from pixelwise.ops.matching import BACKGROUND, IGNORED
 from pixelwise.ops.points import Points, place_points
-from pixelwise.ops.polar import NO_RAY, contour_rays
+from pixelwise.ops.polar import NO_RAY, contour_rays, draw_rays
 from pixelwise.systems import create
 from pixelwise.systems.polarmask import (
     Dense,
@@ -22,7 +22,6 @@ from pixelwise.systems.polarmask import (
     PolarMaskConfig,
     Raw,
     assign_targets,
-    draw_masks,
 )
 from pixelwise.types import ImageSize, InstanceTarget
 
@@ -282,7 +281,7 @@ def test_only_the_best_points_of_a_level_are_candidates() -> None:
 def test_ends_are_clamped_before_they_are_scaled() -> None:
     """The content's last pixel lands before the picture's: doubled, 63 is 126, not 127."""
     size = ImageSize(original=(128, 128), content=(64, 64), input=(64, 96))
-    masks = draw_masks(torch.tensor([[50.0, 32.0]]), torch.full((1, 36), 30.0), size, aligned=False)
+    masks = draw_rays(torch.tensor([[50.0, 32.0]]), torch.full((1, 36), 30.0), size, aligned=False)
     x0, y0, x1, _ = masks.windows[0].tolist()
     assert x1 == 127
     assert x0 == 40  # 2 * (50 - 30)
@@ -302,7 +301,7 @@ def test_aligned_drawing_loses_neither_half_a_pixel_nor_its_place() -> None:
     size = ImageSize(original=(300, 300), content=(100, 100), input=(100, 100))
     ious: dict[bool, float] = {}
     for aligned in (False, True):
-        mask = rle.decode(draw_masks(centre, rays, size, aligned=aligned))[0] != 0
+        mask = rle.decode(draw_rays(centre, rays, size, aligned=aligned))[0] != 0
         ious[aligned] = (mask & truth).sum() / (mask | truth).sum()
         x, y = (np.argwhere(mask).mean(axis=0) - np.argwhere(truth).mean(axis=0))[::-1]
         assert (max(abs(x), abs(y)) < 0.5) == aligned, (aligned, x, y)
@@ -314,7 +313,7 @@ def test_aligned_ends_stay_in_the_picture() -> None:
     for original in ((31, 57), (300, 500)):
         size = ImageSize(original=original, content=(64, 117), input=(64, 128))
         rays = torch.full((1, 36), 500.0)
-        masks = draw_masks(torch.tensor([[60.0, 30.0]]), rays, size, aligned=True)
+        masks = draw_rays(torch.tensor([[60.0, 30.0]]), rays, size, aligned=True)
         assert masks.windows.tolist() == [[0, 0, original[1], original[0]]]
 
 
@@ -322,7 +321,7 @@ def test_rays_that_meet_nothing_pull_the_outline_to_the_centre() -> None:
     rays = torch.full((1, 36), 20.0)
     rays[0, :9] = NO_RAY  # down to right
     size = ImageSize.same((80, 80))
-    mask = rle.decode(draw_masks(torch.tensor([[40.0, 40.0]]), rays, size, aligned=False))[0]
+    mask = rle.decode(draw_rays(torch.tensor([[40.0, 40.0]]), rays, size, aligned=False))[0]
     assert mask[40, 40]
     assert not mask[50, 50]
     assert mask[30, 30]

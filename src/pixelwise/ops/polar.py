@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pixelwise.ops.contours import Contours
+from pixelwise.ops.polygon_fill import fill_polygons
+from pixelwise.types import ImageSize, RunLengths, Size
 
 NO_RAY = 1e-6  # length in pixels of a ray that never meets the outline
 _NEAR = (1, -1, 2, -2, 3, -3)  # degrees beside a ray that may end it, in the order of trying
@@ -123,3 +125,33 @@ def ray_ends(points: Tensor, rays: Tensor) -> Tensor:
     angles = torch.deg2rad(ray_angles(rays.shape[-1], rays).to(rays.dtype))
     directions = torch.stack([angles.sin(), angles.cos()], dim=-1)  # [n, 2]
     return points[..., None, :] + rays[..., None] * directions
+
+
+def draw_rays(centres: Tensor, rays: Tensor, size: ImageSize, *, aligned: bool) -> RunLengths:
+    """The masks of rays in their original picture: the polygons that they span.
+
+    Args:
+        centres: [N, 2] x and y in network-input pixels.
+        rays:    [N, n] lengths, the same.
+        size:    of the picture; ends outside its content are moved to the last pixel inside.
+        aligned: the ends go to the picture by the centres of pixels, half a pixel of the network
+                 farther out, where the outline's pixels end, and to the nearest pixel. Otherwise
+                 they are scaled and truncated (released code), which moves masks to the top left.
+    """
+    scale = centres.new_tensor(size.scale_yx[::-1]).float()  # [2], network pixels per pixel
+    rays = rays.float()
+    if aligned:
+        # An outline runs through the centres of its pixels, here and there.
+        rays = (rays + 0.5 * (1 - scale.mean())).clamp(min=0)
+    ends = ray_ends(centres.float(), rays)  # [N, n, 2]
+    if aligned:
+        ends = ((ends + 0.5) / scale - 0.5).round()
+    else:
+        ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.content)) / scale
+    ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.original))
+    return fill_polygons(ends.long().numpy(), size.original)
+
+
+def _last_pixel(size: Size) -> Tensor:
+    """[2] x and y."""
+    return torch.tensor([size[1] - 1.0, size[0] - 1.0])

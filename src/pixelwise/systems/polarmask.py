@@ -41,10 +41,9 @@ from pixelwise.ops.points import (
     ltrb_to_boxes,
     place_points,
 )
-from pixelwise.ops.polar import contour_rays, polar_centerness, ray_ends
-from pixelwise.ops.polygon_fill import fill_polygons
+from pixelwise.ops.polar import contour_rays, draw_rays, polar_centerness, ray_ends
 from pixelwise.settings import check_config
-from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, RunLengths, Size
+from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, Size
 
 CANDIDATES = 4096  # best pairs of point and class that enter the suppression
 MAX_LOG_LENGTH = 10.0  # 22,000 units; untrained networks would overflow in exp
@@ -62,9 +61,7 @@ class Conventions:
         contour_points: points of an outline, per pixel of it, that may end a ray. Seen from inside
                     a small object, its pixels are farther apart than rays look: with 1, most points
                     have a ray without an end, and hardly learn.
-        aligned:    the ends of rays go to the picture by the centres of pixels, half a pixel of the
-                    network farther out, where the outline's pixels end, and to the nearest pixel.
-                    Otherwise they are scaled and truncated, which moves every mask to the top left.
+        aligned:    masks are drawn by the centres of pixels, see `draw_rays`.
     """
 
     in_strides: bool
@@ -358,7 +355,7 @@ class PolarMask(nn.Module):
                 boxes=boxes,
                 labels=raw.labels[image].cpu()[index],
                 scores=raw.scores[image].float().cpu()[index],
-                masks=draw_masks(
+                masks=draw_rays(
                     raw.centres[image].cpu()[index],
                     raw.rays[image].cpu()[index],
                     sizes[image],
@@ -410,34 +407,6 @@ def _match_and_measure(
         contours = subdivide(contours, parts)
     rays = contour_rays(contours, points.xy[owner >= 0], owner[owner >= 0], rays=cfg.rays)
     return name_owners(owner, objects, points, target), rays
-
-
-def draw_masks(centres: Tensor, rays: Tensor, size: ImageSize, *, aligned: bool) -> RunLengths:
-    """The masks of detections in their original picture.
-
-    Args:
-        centres: [N, 2] x and y in network-input pixels.
-        rays:    [N, n] lengths, the same.
-        size:    of the picture; ends outside its content are moved to the last pixel inside.
-        aligned: see `Conventions`.
-    """
-    scale = centres.new_tensor(size.scale_yx[::-1]).float()  # [2], network pixels per pixel
-    rays = rays.float()
-    if aligned:
-        # An outline runs through the centres of its pixels, here and there.
-        rays = (rays + 0.5 * (1 - scale.mean())).clamp(min=0)
-    ends = ray_ends(centres.float(), rays)  # [N, n, 2]
-    if aligned:
-        ends = ((ends + 0.5) / scale - 0.5).round()
-    else:
-        ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.content)) / scale
-    ends = torch.minimum(ends.clamp(min=0), _last_pixel(size.original))
-    return fill_polygons(ends.long().numpy(), size.original)
-
-
-def _last_pixel(size: Size) -> Tensor:
-    """[2] x and y."""
-    return torch.tensor([size[1] - 1.0, size[0] - 1.0])
 
 
 def _exp(x: Tensor) -> Tensor:
