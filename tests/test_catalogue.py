@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+import pixelwise as pw
 from pixelwise import catalogue
 from pixelwise.convert import origins
 from pixelwise.systems import SYSTEMS, configure
@@ -154,6 +155,14 @@ def test_the_documentation_counts_right() -> None:
     assert {name: int(count) for name, count in rows.items() if int(count)} == dict(listed)
     known = {origin for name in SYSTEMS for origin in origins(name)}
     assert known - {"adelaidet"} == set(rows) - {"adelaidet"}
+
+
+def test_names_of_systems_and_of_models() -> None:
+    nuclei = ["mask_rcnn_efficientnet_lite0_fpn.nuclei"]
+    assert pw.list_systems("*nuclei*", pretrained=True, task="instance") == nuclei
+    assert pw.list_models("*nuclei*", task="instance") == nuclei
+    assert pw.list_systems("mask_rcnn_resnet50*")[0] == "mask_rcnn_resnet50_fpn"
+    assert pw.list_systems("*nuclei*") == []
 
 
 def test_filters() -> None:

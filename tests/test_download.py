@@ -64,6 +64,13 @@ def test_broken_connections_are_continued_where_they_ended(server, cache) -> Non
     assert server.asked("a.pth") == [None, "bytes=300000-", "bytes=400000-"]
 
 
+def test_a_server_that_drips_is_given_up(server, cache) -> None:
+    server.files["a.pth"].breaks_after = [10] * 1000
+    with pytest.raises(ModelError, match="ended after 40 of"):
+        fetch(server, "a.pth")
+    assert len(server.requests) == 4
+
+
 def test_a_server_without_ranges_starts_again(server, cache) -> None:
     server.files["a.pth"] = File(BODY, with_range=False, breaks_after=[300_000])
     assert fetch(server, "a.pth").read_bytes() == BODY

@@ -32,7 +32,8 @@ from pixelwise.progress import note, track
 
 SIZE_LIMIT = 8 << 30  # bytes; no checkpoint of any system here comes near it
 _TIMEOUT_S = 30.0  # without a single byte
-_PATIENCE = 4  # attempts in a row that bring nothing before a source is given up
+_PATIENCE = 4  # attempts in a row that bring next to nothing before a source is given up
+_PROGRESS = 64 << 10  # bytes beyond the farthest yet that make an attempt worth it
 _FIRST_WAIT_S = 1.0  # before the second attempt; doubled for each one after it
 _MIB = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be gone a moment later
@@ -196,7 +197,8 @@ def _whole_file(url: str, part: Path, wanted: _Hash, *, quiet: bool) -> str:
         if is_continued:  # the old beginning may have been wrong: once more, from the start
             return _whole_file(url, part, wanted, quiet=quiet)
         raise _SourceError(
-            f"another file: its {wanted.algorithm} is {found[:16]}..., expected is {wanted.digits}"
+            f"another file: its {wanted.algorithm} is {found[:16]}..., expected {wanted.digits}; it "
+            "was changed on the way or by its publisher, and is not opened"
         )
     return found
 
@@ -222,7 +224,7 @@ def _transfer(url: str, part: Path, *, is_checked: bool, quiet: bool) -> None:
                 tag = "" if tag.startswith("W/") else tag  # a weak one promises no equal bytes
                 return _receive(answer, part, quiet=quiet)
         except _BrokenError as error:
-            in_vain = 0 if _size(part) > reached else in_vain + 1
+            in_vain = 0 if _size(part) >= reached + _PROGRESS else in_vain + 1
             reached = max(reached, _size(part))
             if isinstance(error, _UselessStartError):
                 part.unlink(missing_ok=True)
