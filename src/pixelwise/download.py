@@ -197,8 +197,8 @@ def _whole_file(url: str, part: Path, wanted: _Hash, *, quiet: bool) -> str:
         if is_continued:  # the old beginning may have been wrong: once more, from the start
             return _whole_file(url, part, wanted, quiet=quiet)
         raise _SourceError(
-            f"another file: its {wanted.algorithm} is {found[:16]}..., expected {wanted.digits}; it "
-            "was changed on the way or by its publisher, and is not opened"
+            f"another file: its {wanted.algorithm} is {found[:16]}..., expected {wanted.digits}; "
+            "it was changed on the way or by its publisher, and is not opened"
         )
     return found
 
