@@ -18,6 +18,7 @@ from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN
 from pixelwise.types import ImageSize
 from tests.convert import (
+    parity_blendmask,
     parity_embedding,
     parity_fcis,
     parity_fcos,
@@ -30,14 +31,12 @@ from tests.fixtures import Fixture, fill_state, fixture_params, load_fixture, sa
 
 # Systems that are not built yet, by the prefix of their fixtures. An unknown prefix fails.
 COMING = {
-    "blendmask_": "BlendMask",
     "mmdet_retinanet_": "the RetinaNet base of YOLACT",
-    "loss_blendmask": "losses of BlendMask",
-    "post_blender_": "decoding of BlendMask",
 }
 ELSEWHERE = ("ops_",)  # tests/ops
 # Fixtures that are checked by one function each; those of whole detectors have several tests below.
 RUNNERS = {
+    **parity_blendmask.RUNNERS,
     **parity_embedding.RUNNERS,
     **parity_fcis.RUNNERS,
     **parity_fcos.RUNNERS,

@@ -83,10 +83,22 @@ class TowerHead(nn.Module):
         Returns:
             Per output, L of [B, channels of the output, h_l, w_l].
         """
-        hidden = [self.shared(level) for level in levels]
+        return self.outputs(self.hidden(levels))
+
+    def hidden(self, levels: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """What each tower ends with, L of [B, width, h_l, w_l]; without convs what enters it."""
+        shared = [self.shared(level) for level in levels]
+        return {
+            name: [cast("DenseHead", head).tower(x) for x in shared]
+            for name, head in self.towers.items()
+        }
+
+    def outputs(self, hidden: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
+        """The second half of `forward`, from the result of `hidden`."""
         maps: dict[str, list[Tensor]] = {}
-        for tower in self.towers.values():
-            maps |= tower(hidden)
+        for tower, head in self.towers.items():
+            for name, conv in cast("DenseHead", head).outputs.items():
+                maps[name] = [conv(x) for x in hidden[tower]]
         for name, scales in self.scales.items():
             learned = cast("nn.ParameterList", scales)
             maps[name] = [x * scale for x, scale in zip(maps[name], learned, strict=True)]

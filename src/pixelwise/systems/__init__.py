@@ -12,6 +12,7 @@ from torch import nn
 
 from pixelwise.errors import UsageError
 from pixelwise.spec import (
+    CAFFE_BGR,
     DEEPLAB_BGR,
     DETECTION_RGB,
     FCIS_BGR,
@@ -26,6 +27,7 @@ from pixelwise.spec import (
     Task,
 )
 from pixelwise.systems.bisenet import BiSeNet, BiSeNetConfig
+from pixelwise.systems.blendmask import BlendMask, BlendMaskConfig
 from pixelwise.systems.deeplabv1 import DeepLabV1, DeepLabV1Config
 from pixelwise.systems.deeplabv2 import DeepLabV2, DeepLabV2Config
 from pixelwise.systems.deeplabv3 import DeepLabV3, DeepLabV3Config
@@ -70,6 +72,13 @@ SYSTEMS: dict[str, Entry] = {
     "bisenet_xception39": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="xception39"), input=IMAGENET_RGB, task="semantic"),
     "bisenet_resnet50": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "bisenet_efficientnet_lite0": Entry(system=BiSeNet, config=BiSeNetConfig(backbone="tf_efficientnet_lite0"), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
+    "blendmask": Entry(system=BlendMask, config=BlendMaskConfig(), input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize), task="instance"),
+    "blendmask_resnet50": Entry(system=BlendMask, config=BlendMaskConfig(), input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize), task="instance"),
+    "blendmask_resnet101": Entry(system=BlendMask, config=BlendMaskConfig(backbone="resnet101"), input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize), task="instance"),
+    "blendmask_resnet50_decoder": Entry(system=BlendMask, config=BlendMaskConfig(bottom="decoder"), input=replace(CAFFE_BGR, resize=DETECTION_RGB.resize), task="instance"),
+    "blendmask_550_resnet50": Entry(system=BlendMask, config=BlendMaskConfig(levels=4, head_convs=0, shared_convs=3, bottom_convs=2), input=replace(CAFFE_BGR, resize=ResizeRule(short_side=550, long_side=916, pad_divisor=32)), task="instance"),
+    "blendmask_rt_resnet50": Entry(system=BlendMask, config=BlendMaskConfig(backbone_norm="sync", levels=3, head_convs=0, shared_convs=3, bottom_convs=2), input=replace(CAFFE_BGR, resize=ResizeRule(short_side=512, long_side=736, pad_divisor=32)), task="instance"),
+    "blendmask_efficientnet_lite0": Entry(system=BlendMask, config=BlendMaskConfig(backbone="tf_efficientnet_lite0", channels=64, levels=4, head_convs=0, shared_convs=2, bottom_convs=2, bottom_width=32), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3, resize=ResizeRule(short_side=320, long_side=640, pad_divisor=32)), task="instance"),
     "deeplabv1": Entry(system=DeepLabV1, config=DeepLabV1Config(), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv1_msc": Entry(system=DeepLabV1, config=DeepLabV1Config(with_branches=True), input=DEEPLAB_BGR, task="semantic"),
     "deeplabv1_7x7": Entry(system=DeepLabV1, config=DeepLabV1Config(fc_kernel=7, fc_rate=4, fc_width=4096, with_average_pool=False, backbone_style="caffe", align_corners=False), input=DEEPLAB_BGR, task="semantic"),
