@@ -76,6 +76,17 @@ raw = EmbeddingRaw(logits[None], points[None].contiguous())
 net.decode(EmbeddingRaw(*(x[..., :20, :20] for x in raw)), [ImageSize.same((80, 80))])
 """
 
+BLENDMASK = """
+from pixelwise.systems.blendmask import BlendMask, BlendMaskConfig, Raw
+
+size = kept
+with torch.device("meta"):
+    net = BlendMask(BlendMaskConfig(backbone="test_resnet", channels=40))
+boxes = square * torch.tensor([1333 / 550, 667 / 550]).repeat(2)
+raw = Raw(boxes, scores, labels, valid, torch.randn(1, n, 56, 56, generator=g))
+net.decode(Raw(*(x[:, :2] for x in raw)), [size])
+"""
+
 POLARMASK = """
 from pixelwise.systems.polarmask import PolarMask, PolarMaskConfig, Raw
 
@@ -93,7 +104,6 @@ SMOOTH = "F.interpolate(torch.randn(1, 32, 6, 6, generator=g), (138, 138), mode=
 DISCS = "torch.sigmoid(9 * (reach[:, None, None] - torch.sqrt(x**2 + y**2)))[None]"
 NOISE = "torch.rand(1, 500, 168, 336, generator=g)"
 BLOCKS = "(torch.arange(h) * 10 // h)[:, None] * 20 + torch.arange(w) * 20 // w"
-
 SCATTER = "torch.randint(0, n, (h, w), generator=g)"
 WHITE = "torch.randn(1, 32, 138, 138, generator=g)"
 OVERLAPPING, APART = (200, 10**8), (200, 4 * 10**6)  # least objects, and pixels of all of them
@@ -111,6 +121,7 @@ OVERLAPPING, APART = (200, 10**8), (200, 4 * 10**6)  # least objects, and pixels
         pytest.param(
             SOLO.format(suppression="mask", masks=NOISE), OVERLAPPING, id="solo, mask nms, noise"
         ),
+        pytest.param(BLENDMASK, OVERLAPPING, id="blendmask, noise"),
         pytest.param(
             POLARMASK.format(rays="200 + 60 * torch.rand(1, n, 36, generator=g)"),
             OVERLAPPING,
