@@ -153,6 +153,8 @@ def test_the_documentation_counts_right() -> None:
     rows = dict(re.findall(r"^\| `([\w-]+)` \| .*? \| (\d+) \|", table, re.M))
     listed = Counter(e.origin for e in catalogue.entries() if not catalogue.is_embedded(e))
     assert {name: int(count) for name, count in rows.items() if int(count)} == dict(listed)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"{listed.total()} published checkpoints" in readme
     known = {origin for name in SYSTEMS for origin in origins(name)}
     assert known == set(rows)
 
