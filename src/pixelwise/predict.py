@@ -220,9 +220,15 @@ class Segmenter:
         options = {"with_probs": True} if with_probs and self.task == "semantic" else {}
         with torch.no_grad(), _memory_advice(images):
             with clock("network", self.device):
-                raw = system.forward(images.to(self.device))
+                raw = system.forward(self._placed(images))
             with clock("decode", self.device):
                 return system.decode(raw, sizes, **options)
+
+    def _placed(self, images: Tensor) -> Tensor:
+        """On the device, in the layout in which its convolutions need no reordering."""
+        on_cpu = self.device.type == "cpu"
+        layout = torch.channels_last if on_cpu else torch.contiguous_format
+        return images.to(self.device).contiguous(memory_format=layout)
 
     def _predict_parts(self, pixels: Pixels, settings: Settings, clock: Clock) -> Prediction:
         """One picture in tiles, in several versions, or both (each tile in several versions)."""

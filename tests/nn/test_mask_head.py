@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pixelwise.nn.conventions import CONVENTIONS
+from pixelwise.nn.fully_connected_fusion import FullyConnectedFusion
 from pixelwise.nn.mask_head import MaskHead
 from pixelwise.nn.regions import Regions
 from pixelwise.ops import rle
@@ -50,6 +51,20 @@ def test_masks_have_twice_the_side(agnostic, count):
     assert logits.shape == (5, count, 28, 28)
     chosen = head.of_class(logits, torch.tensor([0, 1, 2, 0, 1]))
     assert torch.equal(chosen[2], logits[2, 0 if agnostic else 2])
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("origin", ["detectron2", "softmax_masks"])
+@pytest.mark.parametrize("with_branch", [False, True])
+def test_one_class_alone_is_that_of_all(agnostic, origin, with_branch):
+    branch = FullyConnectedFusion(8, 6) if with_branch else None
+    head = build(class_agnostic=agnostic, conventions=CONVENTIONS[origin], branch=branch)
+    torch.nn.init.normal_(next(m for n, m in head.named_modules() if "_logits" in n).bias)
+    features, labels = torch.randn(5, 8, 6, 6), torch.tensor([0, 2, 1, 2, 0])
+    alone = head.predict_class(features, labels)
+    assert alone.shape == (5, 12, 12)
+    torch.testing.assert_close(alone, head.of_class(head.predict(features), labels))
+    assert head.predict_class(features[:0], labels[:0]).shape == (0, 12, 12)
 
 
 def test_target_of_a_mask_that_equals_the_box_is_all_ones():

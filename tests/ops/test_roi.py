@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from pixelwise.ops.roi import assign_levels, pool_levels, roi_align, roi_pool, rois_of
@@ -88,6 +89,32 @@ def test_align_is_exact_on_a_ramp() -> None:
             assert bins[i, j].item() == pytest.approx(
                 0.5 * centre_x - 0.25 * centre_y + 3, abs=1e-4
             )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("sampling", "aligned"), [(2, False), (3, True), (0, True), (0, False)])
+def test_align_equals_torchvisions_operator(
+    layout: torch.memory_format, sampling: int, aligned: bool
+) -> None:
+    """Also outside the picture, without extent, turned round; and so do the gradients."""
+    features = pyramid(5)[1].contiguous(memory_format=layout)
+    odd = [[0, -30, -9, 5, 40], [1, 150, 90, 400, 500], [0, -300, -300, -200, -200]]
+    odd += [[1, 20, 20, 20, 50], [0, 60, 60, 30, 20], [1, 3, 3, 3.5, 120], [0, 0, 0, 160, 128]]
+    rois = torch.cat([regions(30), torch.tensor(odd)])
+    mine, theirs = (features.clone().requires_grad_() for _ in range(2))
+    ours = roi_align(mine, rois, (3, 5), scale=1 / 8, sampling=sampling, aligned=aligned)
+    expected = torchvision.ops.roi_align(theirs, rois, (3, 5), 1 / 8, sampling, aligned)
+    assert torch.allclose(ours, expected, atol=2e-6)
+    grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    ours.backward(grad)
+    expected.backward(grad)
+    assert torch.allclose(mine.grad, theirs.grad, atol=1e-5)
+
+
+def test_align_survives_boxes_that_are_no_numbers() -> None:
+    rois = torch.tensor([[0, float("nan"), 0, 8, 8], [0, 0, 0, float("inf"), 8]])
+    pooled = roi_align(torch.ones(1, 2, 4, 4), rois, 2, scale=1.0, sampling=0, aligned=True)
+    assert pooled.shape == (2, 2, 2, 2)
 
 
 def test_pool_takes_the_largest() -> None:

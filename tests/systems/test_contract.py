@@ -408,6 +408,21 @@ def test_any_size_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_the_layout_of_images_in_memory_changes_nothing(name: str) -> None:
+    """On a CPU, prediction hands over channels last."""
+    system = build(name).eval()
+    image = picture()[None]
+    size = (image.shape[2], image.shape[3])
+    with torch.no_grad():
+        plain = system(image)
+        last = system(image.contiguous(memory_format=torch.channels_last))
+    assert len(system.decode(last, [ImageSize.same(size)])) == 1
+    for a, b in zip(plain, last, strict=True):
+        if torch.is_tensor(a) and a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_state_dict_round_trip(name: str) -> None:
     system, other = build(name).eval(), SYSTEMS[name].system(tiny_config(name)).eval()
     other.load_state_dict(system.state_dict())

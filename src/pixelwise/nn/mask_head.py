@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -75,13 +76,39 @@ class MaskHead(nn.Module):
 
     def predict(self, features: Tensor) -> Tensor:
         """Mask logits [R, K or 1, 2s, 2s] of regions with features [R, C, s, s]."""
+        before, x = self._enlarged(features)
+        logits = self._last(x).float()
+        return logits if self.branch is None else logits + self.branch(before).float()
+
+    def predict_class(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Only the mask that belongs to each region's class: `of_class(predict(features), labels)`.
+
+        Args:
+            features: [R, C, s, s].
+            labels:   [R] int64, 0..K-1.
+
+        Returns:
+            [R, 2s, 2s] logits.
+        """
+        if self.with_softmax or self.class_agnostic:
+            return self.of_class(self.predict(features), labels)
+        before, x = self._enlarged(features)
+        weight, bias = self._last.weight[labels, :, 0], self._last.bias  # [R, channels, 1], [K]
+        logits = (weight.transpose(1, 2) @ x.flatten(2)).float().view(len(x), *x.shape[2:])
+        logits = logits if bias is None else logits + bias[labels, None, None]
+        return logits if self.branch is None else logits + self.branch(before)[:, 0].float()
+
+    def _enlarged(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the last convolution [R, channels, s, s], and the upsampled result."""
         x = before = self.fuse(features)  # [R, C, s, s]
         for conv in self.convs:
-            before, x = x, conv(x)  # [R, channels, s, s], what enters the last one and leaves it
-        x = F.relu(self.upsample(x))  # [R, channels, 2s, 2s]
+            before, x = x, conv(x)
+        return before, F.relu(self.upsample(x))  # [R, channels, 2s, 2s]
+
+    @property
+    def _last(self) -> nn.Conv2d:
         name = "shared_logits" if self.class_agnostic else "class_logits"
-        logits = self.get_submodule(name)(x).float()
-        return logits if self.branch is None else logits + self.branch(before).float()
+        return cast("nn.Conv2d", self.get_submodule(name))
 
     def of_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The mask that belongs to each region's class.

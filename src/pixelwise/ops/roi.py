@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional as F
 
 from pixelwise.types import Size
 
@@ -86,9 +87,25 @@ def roi_align(
 
     Source: Mask R-CNN (arXiv:1703.06870), section 3.
     """
-    return torchvision.ops.roi_align(
-        features, rois.to(features.dtype), side, scale, sampling, aligned
+    if features.device.type != "cpu" or torch.compiler.is_compiling():
+        return torchvision.ops.roi_align(
+            features, rois.to(features.dtype), side, scale, sampling, aligned
+        )
+    height, width = features.shape[2:]
+    sides = (side, side) if isinstance(side, int) else side
+    # A network that diverged has boxes that are no numbers; they shall not end in an index.
+    corners = rois[:, 1:].detach().to(torch.promote_types(features.dtype, torch.float32))
+    corners = corners.nan_to_num(0.0, 0.0, 0.0) * scale
+    corners = corners - (0.5 if aligned else 0.0)  # [R, 4] in cells
+    rows, columns = (
+        _axis_taps(corners[:, axis::2], bins, cells, sampling=sampling, aligned=aligned)
+        for axis, bins, cells in ((1, sides[0], height), (0, sides[1], width))
     )
+    first = rois[:, 0].long() * (height * width)  # [R], of the region's image
+    taps = first[:, None, None] + rows.cells * width  # [R, rows, S]
+    taps = taps[:, :, None, :, None] + columns.cells[:, None, :, None, :]  # [R, y, x, S, T]
+    weights = rows.weights[:, :, None, :, None] * columns.weights[:, None, :, None, :]
+    return _weighted_sums(_by_cell(features), taps, weights).permute(0, 3, 1, 2)
 
 
 def roi_pool(features: Tensor, rois: Tensor, side: int | Size, *, scale: float) -> Tensor:
@@ -182,3 +199,62 @@ def pool_levels(
         for f, s, m in zip(pyramid, scales, members, strict=True)
     ]
     return torch.cat(parts)[torch.cat(members).argsort()]  # [R, C, side, side]
+
+
+class _Taps(NamedTuple):
+    """What the bins of each region read along one axis: cells [R, bins, T] int64 and weights."""
+
+    cells: Tensor
+    weights: Tensor
+
+
+def _axis_taps(ends: Tensor, bins: int, cells: int, *, sampling: int, aligned: bool) -> _Taps:
+    """The two cells around each sample of each bin, in the arithmetic of torchvision's operator.
+
+    Args:
+        ends:     [R, 2] where the regions begin and end, in cells.
+        bins:     of every region.
+        cells:    of the feature map.
+        sampling: samples per bin; 0 takes ceil(extent / bins) for each region.
+        aligned:  else a region has one cell at least.
+    """
+    begin, extent = ends[:, 0], ends[:, 1] - ends[:, 0]  # [R]
+    step = (extent if aligned else extent.clamp(min=1)) / bins  # [R] cells per bin
+    count = torch.full_like(step, sampling) if sampling else step.ceil()  # [R] samples per bin
+    most = max(1, int(count.max())) if len(count) else 1
+    nth = torch.arange(most, device=ends.device)  # [S]
+    inner = (nth + 0.5) * step[:, None] / count.clamp(min=1)[:, None]  # [R, S]
+    start = begin[:, None] + torch.arange(bins, device=ends.device) * step[:, None]  # [R, bins]
+    at = start[:, :, None] + inner[:, None]  # [R, bins, S]
+    counts = (nth < count[:, None])[:, None] & (at >= -1) & (at <= cells)
+    share = counts / count.clamp(min=1)[:, None, None]
+    at = at.clamp(0, cells - 1)
+    low = at.floor()
+    far = at - low
+    both = torch.cat([low, (low + 1).clamp(max=cells - 1)], dim=2)  # [R, bins, 2 S]
+    return _Taps(both.long(), torch.cat([(1 - far) * share, far * share], dim=2))
+
+
+def _by_cell(features: Tensor) -> Tensor:
+    """[B, C, h, w] → [B h w, C], contiguous."""
+    cells = features.permute(0, 2, 3, 1)
+    if cells.is_contiguous():  # channels last already
+        return cells.flatten(0, 2)
+    return torch.cat([image.flatten(1).t() for image in features])  # by far the fastest way
+
+
+def _weighted_sums(table: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
+    """Sums of rows of a table: [P, C], taps [R, y, x, S, T] and weights → [R, y, x, C].
+
+    A bag of embeddings is just that. It reads whole rows, where torchvision's operator reads one
+    channel after another, and is ten times as fast.
+    """
+    weights = weights.to(table.dtype)
+    used = weights > 0
+    sizes = used.sum(dim=(3, 4))  # [R, y, x]
+    if 2 * int(sizes.sum()) > used.numel():  # picking costs more than reading for nothing
+        bags, values, first = taps.flatten(0, 2).flatten(1), weights.flatten(0, 2).flatten(1), None
+    else:
+        bags, values, first = taps[used], weights[used], sizes.flatten().cumsum(0) - sizes.flatten()
+    sums = F.embedding_bag(bags, table, first, mode="sum", per_sample_weights=values)
+    return sums.unflatten(0, taps.shape[:3])

@@ -196,8 +196,7 @@ class MaskRCNN(nn.Module):
             return self.box_head.predict(self.box_features(pyramid, rois))
 
         def segment(rois: Tensor, labels: Tensor) -> tuple[Tensor]:
-            masks = self.mask_head.predict(self.mask_features(pyramid, rois))
-            return (self.mask_head.of_class(masks, labels),)
+            return (self.mask_head.predict_class(self.mask_features(pyramid, rois), labels),)
 
         boxes = BoxOutput(*on_regions(classify, proposals.boxes, proposals.valid))
         found = self.box_head.decode(boxes, proposals, size)

@@ -199,7 +199,7 @@ class MaskScoringRCNN(nn.Module):
 
         def segment(rois: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features = self.mask_pool(pyramid, rois)
-            masks = self.mask_head.of_class(self.mask_head.predict(features), labels)
+            masks = self.mask_head.predict_class(features, labels)
             ious = self.iou_head.predict(features, masks)
             return masks, self.iou_head.of_class(ious, labels)
 

@@ -204,8 +204,7 @@ class PANet(nn.Module):
             return self.box_head.predict(self.box_pool(pyramid, rois))
 
         def segment(rois: Tensor, labels: Tensor) -> tuple[Tensor]:
-            masks = self.mask_head.predict(self.mask_pool(pyramid, rois))
-            return (self.mask_head.of_class(masks, labels),)
+            return (self.mask_head.predict_class(self.mask_pool(pyramid, rois), labels),)
 
         boxes = BoxOutput(*on_regions(classify, proposals.boxes, proposals.valid))
         found = self.box_head.decode(boxes, proposals, size)
