@@ -24,6 +24,7 @@ from pixelwise.systems import find as find_system
 from pixelwise.systems import list_systems as _list_systems
 
 _PACKAGE = "package:"
+_USUAL_COUNTS = (19, 21, 59, 60, 80, 90, 150, 171)  # fewer classes may be anybody's own
 _STRICTEST: tuple[Commercial, ...] = ("no", "unclear", "yes")
 
 
@@ -81,6 +82,34 @@ def find(name: str) -> WeightsEntry | None:
     return next((e for e in _read(_folder())[0] if e.name == full), None) or _published(
         _folder()
     ).get(full)
+
+
+def find_by_file(sha256: str, file_name: str) -> WeightsEntry | None:
+    """The published checkpoint that a file is: of this hash, or else of this very name.
+
+    Args:
+        sha256:    of the file.
+        file_name: without folders.
+    """
+    published = [entry for entry in entries() if not is_embedded(entry)]
+    for entry in published:
+        if entry.sha256 and sha256.startswith(entry.sha256):
+            return entry
+    return next((e for e in published if e.source.rsplit("/", 1)[-1] == file_name), None)
+
+
+def usual_classes(count: int) -> tuple[str, tuple[str, ...]] | None:
+    """The data set that networks of so many classes were trained on, and its class names.
+
+    None where several data sets or none of those that everybody uses have so many.
+    """
+    if count not in _USUAL_COUNTS:
+        return None
+    found = {entry.classes: entry.data for entry in entries() if len(entry.classes) == count}
+    if len(found) != 1:
+        return None
+    (classes, data), *_ = found.items()
+    return data, classes
 
 
 def is_embedded(entry: WeightsEntry) -> bool:

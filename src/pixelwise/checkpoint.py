@@ -72,6 +72,21 @@ class Loaded:
     header: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A checkpoint as a file holds it.
+
+    Args:
+        label:   what to call it in an error: its path.
+        header:  everything it says about its weights.
+        tensors: the state dict.
+    """
+
+    label: str
+    header: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
 def save(
     path: str | Path, system: nn.Module, *, half: bool = False, **about: Unpack[Description]
 ) -> None:
@@ -86,7 +101,51 @@ def save(
     Raises:
         OSError: no permission or a full disk; a file that was there is untouched.
     """
-    header = {
+    header = describe(system, **about)
+    tensors = {
+        name: _shrink(value) if half else value.detach().cpu().contiguous().clone()
+        for name, value in system.state_dict().items()
+    }
+    metadata = {"format": "pixelwise", "header": json.dumps(header)}
+    atomic.write(Path(path), safetensors.torch.save(tensors, metadata))
+
+
+def read(path: str | Path) -> Stored:
+    """Header and weights of a checkpoint of ours.
+
+    Raises:
+        ModelError: missing, truncated, not ours, or of a newer format.
+    """
+    header = read_header(path)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
+    return Stored(label=str(path), header=header, tensors=tensors)
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a file is another project's checkpoint, not one of ours, damaged or not."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(9)[8:] != b"{":
+            return path.stat().st_size > 0 and path.suffix != ".safetensors"
+    try:
+        return _metadata(path).get("format") != "pixelwise"
+    except ModelError:
+        return False
+
+
+def describe(system: nn.Module, **about: Unpack[Description]) -> dict[str, Any]:
+    """The header of a system's checkpoint, as plain values.
+
+    Args:
+        system: built from `SYSTEMS`.
+        about:  see `Description`.
+    """
+    return {
         "format_version": FORMAT_VERSION,
         "pixelwise": __version__,
         "system": about["name"],
@@ -100,12 +159,6 @@ def save(
         "recipe": about.get("recipe"),
         "source": about.get("source"),
     }
-    tensors = {
-        name: _shrink(value) if half else value.detach().cpu().contiguous().clone()
-        for name, value in system.state_dict().items()
-    }
-    metadata = {"format": "pixelwise", "header": json.dumps(header)}
-    atomic.write(Path(path), safetensors.torch.save(tensors, metadata))
 
 
 def load(
@@ -126,20 +179,40 @@ def load(
         ModelError: missing, truncated, not ours, of a newer format, or weights that do not fit.
         UsageError: a change that is no field, has a wrong value, or needs other weights.
     """
-    header, tensors = _read(Path(path))
-    stored = restore_config(header, path)
-    config = _changed(header, stored, changes or {})
+    return build(read(path), device=device, changes=changes)
+
+
+def build(
+    stored: Stored,
+    *,
+    device: torch.device | str = "cpu",
+    changes: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """The system that a checkpoint holds.
+
+    Args:
+        stored:  from `read`.
+        device:  where the system goes.
+        changes: as in `load`.
+
+    Raises:
+        ModelError: weights that do not fit.
+        UsageError: a change that is no field, has a wrong value, or needs other weights.
+    """
+    header, tensors = stored.header, stored.tensors
+    own = restore_config(header, stored.label)
+    config = _changed(header, own, changes or {})
     system = create(header["system"], **config)
     problems = _misfits(system.state_dict(), tensors)
-    if problems and config != stored:
+    if problems and config != own:
         names = ", ".join(f"{key}={value!r}" for key, value in (changes or {}).items())
         raise UsageError(
-            f"{path}: {names} asks for other weights than the stored ones: {problems}"
+            f"{stored.label}: {names} asks for other weights than the stored ones: {problems}"
             "change only what leaves them as they are, such as output_stride and its rates"
         )
     if problems:
         raise ModelError(
-            f"{path}: the weights do not fit {header['system']}: {problems}"
+            f"{stored.label}: the weights do not fit {header['system']}: {problems}"
             "the file is damaged or edited"
         )
     system.load_state_dict(tensors)
@@ -196,7 +269,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     if metadata.get("format") != "pixelwise":
         raise ModelError(
             f"{path}: safetensors, but not a pixelwise checkpoint; "
-            "pixelwise.convert.load reads other projects' weights"
+            "give a file of ours, or convert another project's with `pixelwise models import`"
         )
     header = json.loads(metadata["header"])
     if header["format_version"] > FORMAT_VERSION:
@@ -212,14 +285,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
     return header
 
 
-def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) -> str:
+def load_into(system: nn.Module, source: str | Path | Stored, *, classes: Sequence[str]) -> str:
     """Fill a system with a checkpoint's weights; class rows are matched by class name.
 
     Args:
         system:  built for `classes`; otherwise of the checkpoint's architecture. Its `CLASS_ROWS`
                  say which parameters have rows per class, its `CLASS_COLUMNS`, if any, which have
                  inputs per class (their second dimension).
-        path:    a file written by `save`.
+        source:  a file written by `save`, or what was read of one.
         classes: class names of `system`, in label order.
 
     Returns:
@@ -228,7 +301,8 @@ def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) ->
     Raises:
         ModelError: the checkpoint is of another system or architecture.
     """
-    header, tensors = _read(Path(path))
+    stored = source if isinstance(source, Stored) else read(source)
+    header, tensors, path = stored.header, stored.tensors, stored.label
     rows: Mapping[str, int] = getattr(system, "CLASS_ROWS", {})
     columns: Mapping[str, int] = getattr(system, "CLASS_COLUMNS", {})
     old = header["classes"]
@@ -236,19 +310,19 @@ def load_into(system: nn.Module, path: str | Path, *, classes: Sequence[str]) ->
     _check_same_architecture(header, path, own, tensors, rows, columns)
     same = list(old) == list(classes)
     for name, value in own.items():
-        stored = tensors[name]
+        weight = tensors[name]
         per_class = None if same else _rows_per_class(name, rows)
         if per_class is None:
-            own[name] = stored
+            own[name] = weight
             continue
         inputs = _rows_per_class(name, columns)
         if inputs is not None and value.ndim > 1:
             # Rows as the checkpoint has them, so that only the columns differ.
-            frame = value.new_zeros(len(stored), *value.shape[1:])
+            frame = value.new_zeros(len(weight), *value.shape[1:])
             frame = _match_rows(frame, value, classes, old, per_class).transpose(0, 1)
-            stored = _match_rows(frame, stored.transpose(0, 1), old, classes, inputs)
-            stored = stored.transpose(0, 1)
-        own[name] = _match_rows(value, stored, old, classes, per_class)
+            weight = _match_rows(frame, weight.transpose(0, 1), old, classes, inputs)
+            weight = weight.transpose(0, 1)
+        own[name] = _match_rows(value, weight, old, classes, per_class)
     system.load_state_dict(own)
     return _reuse_line(old, classes)
 
@@ -332,14 +406,6 @@ def _few(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what} ({_listed(names)}); " if names else ""
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header = read_header(path)
-    try:
-        return header, safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path}: damaged ({error}); copy or download it again") from None
-
-
 def _metadata(path: Path) -> dict[str, str]:
     """The header's metadata of a safetensors file, or the reason why there is none."""
     if path.is_dir():
@@ -354,8 +420,8 @@ def _metadata(path: Path) -> dict[str, str]:
         raise ModelError(f"{path}: {size} bytes, truncated or empty; copy or download it again")
     if start[8:] != b"{" or length > _HEADER_LIMIT:  # every safetensors header is a JSON object
         raise ModelError(
-            f"{path}: not a pixelwise checkpoint; other projects' weights are read by "
-            "pixelwise.convert.load(path, origin=..., name=...)"
+            f"{path}: not a pixelwise checkpoint; give a file of ours, or convert another "
+            "project's with `pixelwise models import`"
         )
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]

@@ -352,8 +352,8 @@ def load(
 
     Args:
         name_or_path: a trained model (`pixelwise models list`), which is downloaded if it is not
-            inside the package, "hf-hub:org/name", a checkpoint file, or a run folder, whose best
-            weights are taken.
+            inside the package, "hf-hub:org/name", a checkpoint file, of ours or of another project,
+            or a run folder, whose best weights are taken.
         device:       as for `resolve_device`.
         changes:      fields of the system's config that shall differ from the stored ones and leave
             the weights as they are: a DeepLab trained at stride 16 is evaluated at 8, with twice
@@ -363,9 +363,11 @@ def load(
         ModelError: no such model; the message lists the closest names.
         UsageError: a change that is no field, has a wrong value, or needs other weights.
     """
+    from pixelwise.importing import read_any
+
     path = catalogue.find_checkpoint(name_or_path)
     place = resolve_device(device)
-    found = checkpoint.load(path, device=place, changes=changes)
+    found = checkpoint.build(read_any(path), device=place, changes=changes)
     return Segmenter(
         found.system,
         name=found.name,

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pixelwise.predict import Segmenter
 
 
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl", ".ckpt", ".bin", ".npz")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What a training run left behind.
@@ -76,7 +79,7 @@ def train(
     ...             optim={"lr": 0.01})                               # doctest: +SKIP
 
     Args:
-        model:  a row of `SYSTEMS`, a checkpoint of ours to fine-tune, or a recipe's model section.
+        model:  a row of `SYSTEMS`, a checkpoint to fine-tune, or a recipe's model section.
         data:   a data set that `pixelwise.data.open` reads, or a recipe's data section.
         steps:  optimiser steps; or
         epochs: passes over the data.
@@ -91,7 +94,7 @@ def train(
         UsageError: an unknown key or a wrong value.
         DataError:  data that cannot be read.
     """
-    if isinstance(model, str) and Path(model).suffix == ".safetensors":
+    if isinstance(model, str) and Path(model).suffix in _WEIGHTS:
         model = {"weights": model}
     length = {k: v for k, v in (("steps", steps), ("epochs", epochs)) if v is not None}
     tree = recipes.merge(

@@ -126,14 +126,16 @@ def damaged(path: Path) -> None:
 
 
 MODELS = {
-    "weights.pth": Bad(foreign_pth, "not a pixelwise checkpoint", "pixelwise.convert.load"),
-    "other.safetensors": Bad(foreign_safetensors, "not a pixelwise checkpoint", "convert.load"),
-    "text.safetensors": Bad(lambda p: p.write_text("some text"), "not a pixelwise", "convert.load"),
+    "weights.pth": Bad(foreign_pth, "convert", "import"),
+    "other.safetensors": Bad(foreign_safetensors, "convert", "import"),
+    "text.safetensors": Bad(
+        lambda p: p.write_text("some text"), "not a pixelwise", "models import"
+    ),
     "cut.safetensors": Bad(damaged, "truncated", "download it again"),
     "empty.safetensors": Bad(lambda p: p.touch(), "0 bytes", "download it again"),
     "none.safetensors": Bad(lambda p: None, "no such checkpoint", "check the path"),
     "folder": Bad(lambda p: p.mkdir(), "without weights/best.safetensors", "name a run folder"),
-    "picture.png": Bad(write_scene, "not a pixelwise checkpoint", "convert.load"),
+    "picture.png": Bad(write_scene, "checkpoint", "file"),
     "nuclie": Bad(lambda p: None, "no model or file is named", "?"),
 }
 
@@ -295,7 +297,7 @@ def test_real_command_without_a_model(tmp_path: Path) -> None:
     foreign_pth(tmp_path / "weights.pth")
     done = command("predict", "weights.pth", "a.png", cwd=tmp_path)
     assert done.returncode == 4
-    assert "weights.pth: not a pixelwise checkpoint" in done.stderr
+    assert "weights.pth: no converter knows these keys" in done.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, capsys) -> None:

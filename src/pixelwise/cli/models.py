@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from pixelwise.cli import hub, model_card
+from pixelwise.cli.models_export import export_to
+from pixelwise.cli.models_import import import_model
 
 if TYPE_CHECKING:
     from pixelwise.spec import Task, WeightsEntry
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List and describe systems and trained models.", no_args_is_help=True)
 app.command("card")(model_card.command)
 app.command("push")(hub.command)
+app.command("import")(import_model)
+app.command("export-to")(export_to)
 
 _TASKS = ("semantic", "instance")
 

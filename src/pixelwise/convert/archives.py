@@ -42,6 +42,7 @@ _NOT_WEIGHTS = {
     b"<?xml": "it is XML, probably an error of the download",
     b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with `git lfs pull`",
     b"\x1f\x8b": "it is compressed with gzip; unpack it first",
+    b"\x89PNG": "it is a picture",
     b"\x89HDF": "it is an HDF5 file of Keras, which is no origin of ours",
 }
 _VIEWS = "views of storages, as torch before 0.4 wrote them, cannot be read"

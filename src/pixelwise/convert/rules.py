@@ -92,6 +92,15 @@ class Rows(Rename):
             raise ConversionError(f"{self.to}: rows were left out on the way in; cannot be undone")
         return value[torch.tensor(order).argsort()]
 
+    def undo_with_zeros(self, value: Tensor) -> Tensor:
+        """The same, with zeros for rows that were left out: nothing of the network reads them."""
+        rows = len(value)
+        while len(self.order(rows)) < len(value):
+            rows += 1
+        result = value.new_zeros(rows, *value.shape[1:])
+        result[torch.tensor(self.order(rows), dtype=torch.int64)] = value
+        return result
+
 
 @dataclass(frozen=True)
 class Reshape(Rename):
@@ -208,8 +217,8 @@ class Translation:
 
 
 @dataclass
-class _Problems:
-    """What keeps a translation from being total."""
+class Gaps:
+    """What keeps a translation from being total; all as text for a reader."""
 
     unknown: list[str] = field(default_factory=list[str])
     ambiguous: list[str] = field(default_factory=list[str])
@@ -219,6 +228,11 @@ class _Problems:
     missing: list[str] = field(default_factory=list[str])
 
     def raise_any(self) -> None:
+        """Fail if there is a gap.
+
+        Raises:
+            ConversionError: with the lists.
+        """
         titles = {
             "unknown": "source keys that no rule covers",
             "ambiguous": "source keys that several rules cover",
@@ -264,13 +278,47 @@ def translate(
         ConversionError: a key that no rule or several cover, that is not filled or filled twice, or
             a shape that differs; the message holds the lists.
     """
-    problems = _Problems()
+    result, gaps = _attempt(rules, source, destination, partial=partial)
+    gaps.raise_any()
+    return result
+
+
+def translate_what_fits(
+    rules: Sequence[Rule], source: Mapping[str, Tensor], destination: Mapping[str, Tensor]
+) -> tuple[Translation, Gaps]:
+    """Translate what the rules cover and the network has in this shape; the rest keeps its values.
+
+    Args:
+        rules:       of the origin.
+        source:      the other project's state dict.
+        destination: the state dict of the network to fill, with the values to keep.
+
+    Returns:
+        translation: complete; `sources` lacks what was kept.
+        gaps: what was left out, and what was kept.
+    """
+    result, gaps = _attempt(rules, source, destination, partial=False)
+    for key, value in destination.items():
+        if key not in result.state or result.state[key].shape != value.shape:
+            result.state[key] = value
+            result.sources.pop(key, None)
+    return result, gaps
+
+
+def _attempt(
+    rules: Sequence[Rule],
+    source: Mapping[str, Tensor],
+    destination: Mapping[str, Tensor],
+    *,
+    partial: bool,
+) -> tuple[Translation, Gaps]:
+    gaps = Gaps()
     result = Translation(state={}, sources={}, dropped={})
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     for key, value in source.items():
         matches = [(m, rule) for pattern, rule in compiled if (m := pattern.match(key))]
         if len(matches) != 1:
-            (problems.ambiguous if matches else problems.unknown).append(key)
+            (gaps.ambiguous if matches else gaps.unknown).append(key)
             continue
         match, rule = matches[0]
         if isinstance(rule, Drop):
@@ -280,17 +328,19 @@ def translate(
             if partial and target not in destination:
                 result.dropped[key] = "not part of the network to fill"
             else:
-                _place(
-                    target, tensor, key, destination=destination, result=result, problems=problems
-                )
+                _place(target, tensor, key, destination=destination, result=result, gaps=gaps)
     for key, value in destination.items():
         if key not in result.state:
             if key.endswith(_COUNTER):
                 result.state[key] = torch.zeros_like(value)
             else:
-                problems.missing.append(key)
-    problems.raise_any()
-    return result
+                gaps.missing.append(key)
+    return result, gaps
+
+
+def rule_of(rules: Sequence[Rule], key: str) -> Rule | None:
+    """The rule that covers a source key, or None."""
+    return next((rule for rule in rules if re.match(rule.pattern, key)), None)
 
 
 def _moved(rule: Rename | Split, match: re.Match[str], value: Tensor) -> list[tuple[str, Tensor]]:
@@ -311,17 +361,17 @@ def _place(
     *,
     destination: Mapping[str, Tensor],
     result: Translation,
-    problems: _Problems,
+    gaps: Gaps,
 ) -> None:
     if target not in destination:
         if target.endswith(_COUNTER):
             result.dropped[key] = "counter of a batch norm whose statistics are frozen"
         else:
-            problems.surplus.append(f"{key} → {target}")
+            gaps.surplus.append(f"{key} → {target}")
     elif target in result.state:
-        problems.twice.append(f"{target} (from {result.sources[target]} and {key})")
+        gaps.twice.append(f"{target} (from {result.sources[target]} and {key})")
     elif tensor.shape != destination[target].shape:
-        problems.shapes.append(
+        gaps.shapes.append(
             f"{key} {list(tensor.shape)} → {target} {list(destination[target].shape)}"
         )
         result.state[target] = tensor  # reported already: not missing too
@@ -331,7 +381,9 @@ def _place(
         result.sources[target] = key
 
 
-def invert(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def invert(
+    rules: Sequence[Rule], state: Mapping[str, Tensor], *, with_zeros: bool = False
+) -> dict[str, Tensor]:
     """Translate one of our state dicts back into the origin's names.
 
     What the rules drop stays absent.
@@ -339,6 +391,7 @@ def invert(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tens
     Args:
         rules: of the origin; only those that rename or reorder can be inverted.
         state: ours.
+        with_zeros: rows that were left out on the way in come back as zeros, instead of an error.
 
     Returns:
         The origin's keys and tensors.
@@ -360,7 +413,8 @@ def invert(rules: Sequence[Rule], state: Mapping[str, Tensor]) -> dict[str, Tens
         # The longest match is the most specific rule; ours may be prefixes of each other.
         match, to, rule = max(found, key=lambda f: f[0].end())
         target = match.expand(to) + key[match.end() :]
-        result[target] = value if key.endswith(_COUNTER) else rule.undo(value)
+        back = rule.undo_with_zeros if with_zeros and isinstance(rule, Rows) else rule.undo
+        result[target] = value if key.endswith(_COUNTER) else back(value)
     return result
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pixelwise import checkpoint
+from pixelwise import catalogue, checkpoint
 from pixelwise import data as datasets
+from pixelwise.checkpoint import Stored
 from pixelwise.data.dataset import Dataset
 from pixelwise.errors import DataError, UsageError
+from pixelwise.importing import read_any
 from pixelwise.progress import track
 from pixelwise.spec import InputSpec, Recipe, Task
 from pixelwise.systems import Entry, create, find
@@ -60,7 +62,8 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
         DataError:  data that cannot be read.
         ModelError: weights that do not fit.
     """
-    name, config, spec = _resolve_model(recipe)
+    stored = _starting_weights(recipe, quiet=quiet)
+    name, config, spec = _resolve_model(recipe, stored)
     entry = find(name)
     if recipe.data.border_weight > 0 and entry.task != "semantic":
         raise UsageError(
@@ -82,7 +85,7 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
         train=train,
         val=val,
         pixel_weights=_weight_table(config, len(classes)) if entry.task == "semantic" else None,
-        notes=tuple(_fill(system, recipe, classes)),
+        notes=tuple(_fill(system, recipe, stored, classes)),
     )
 
 
@@ -100,20 +103,28 @@ def open_view(recipe: Recipe, split: str, task: Task) -> Dataset:
     return view if data.limit is None else view.subset(range(min(data.limit, len(view))))
 
 
-def _resolve_model(recipe: Recipe) -> tuple[str, dict[str, Any], InputSpec]:
+def _starting_weights(recipe: Recipe, *, quiet: bool) -> Stored | None:
+    """The checkpoint to fine-tune from: of ours, of another project, or a model by name."""
+    model = recipe.model
+    if model.weights is None:
+        return None
+    return read_any(catalogue.find_checkpoint(model.weights), name=model.name, quiet=quiet)
+
+
+def _resolve_model(recipe: Recipe, stored: Stored | None) -> tuple[str, dict[str, Any], InputSpec]:
     """Row, config values and input spec, from the recipe and the checkpoint it starts from."""
     model = recipe.model
     config: dict[str, Any] = {}
     known: InputSpec | None = None
-    if model.weights is not None:
-        header = checkpoint.read_header(model.weights)
+    if stored is not None:
+        header = stored.header
         name = model.name or header["system"]
         if name != header["system"]:
             raise UsageError(
                 f"model.weights = {model.weights!r} holds {header['system']}, but model.name is "
                 f"{name!r}; leave model.name out, or start from other weights"
             )
-        config = checkpoint.restore_config(header, model.weights)
+        config = checkpoint.restore_config(header, stored.label)
         config.pop("class_weights", None)  # of the data it was trained on
         known = InputSpec.from_dict(header["input"])
     else:
@@ -171,12 +182,14 @@ def _fit_to_data(
     return fitted
 
 
-def _fill(system: nn.Module, recipe: Recipe, classes: Sequence[str]) -> list[str]:
+def _fill(
+    system: nn.Module, recipe: Recipe, stored: Stored | None, classes: Sequence[str]
+) -> list[str]:
     """Load the starting weights; returns what was loaded, a line each."""
     model = recipe.model
     notes: list[str] = []
-    if model.weights is not None:
-        line = checkpoint.load_into(system, model.weights, classes=classes)
+    if stored is not None:
+        line = checkpoint.load_into(system, stored, classes=classes)
         notes.append(f"{model.weights}: {line}")
     elif model.backbone_weights is not None:
         from pixelwise.convert.backbones import initialise_backbone
