@@ -153,7 +153,7 @@ def step_torchvision(pixels: np.ndarray, args: argparse.Namespace) -> Callable[[
         losses = net(images, [dict(target), dict(target)])
         total = torch.stack(list(losses.values())).sum()
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     return step
 
@@ -180,7 +180,7 @@ def step_ours(pixels: np.ndarray, args: argparse.Namespace) -> Callable[[], floa
         images, targets = torch.stack([p.image for p in prepared]), [p.target for p in prepared]
         total = torch.stack(list(system.loss(images, targets).values())).sum()
         total.backward()
-        return float(total)
+        return float(total.detach())
 
     return step
 

@@ -38,6 +38,39 @@ mask_targets(crops, boxes[:48] + 5, torch.arange(48), 28)
 """
 
 
+ANNOTATIONS = """
+import numpy as np
+from pixelwise.ops import rle
+from pixelwise.ops.masks import mask_targets
+from pixelwise.types import RunLengths
+
+size, n = (1500, 3000), 200
+g = torch.Generator().manual_seed(0)
+corner = torch.rand(n, 2, generator=g) * torch.tensor([2050.0, 1030.0])
+boxes = torch.cat([corner, corner + torch.tensor([950.0, 470.0])], 1)  # a tenth of the picture each
+polygons = [[[a, b, c, b, c, d, (a + c) / 2, (b + d) / 2, a, d]] for a, b, c, d in boxes.tolist()]
+few = rle.from_polygons(polygons[:2], size)  # libraries load on first use
+records = rle.to_coco(few) * (n // 2)
+bitmap = rle.decode(few)[:1]
+
+def targets(masks):
+    found = mask_targets(rle.decode_crops(masks), boxes, torch.arange(n), 28)
+    assert found.mean() > 0.2, "the regions see their objects"
+"""
+
+FROM_POLYGONS = "targets(rle.from_polygons(polygons, size))"
+FROM_RUN_LENGTHS = "boxes[1::2], boxes[::2] = boxes[1].clone(), boxes[0].clone()\n"
+FROM_RUN_LENGTHS += "targets(rle.from_coco(records, size=size))"
+FROM_BITMAPS = "boxes[:] = boxes[0].clone()\n"
+FROM_BITMAPS += "targets(RunLengths.concat([rle.encode(bitmap) for _ in range(n)]))"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_targets_of_any_annotation_never_need_a_dense_stack() -> None:
+    """200 masks of 3000 x 1500 pixels are 900 MB even at a byte each; their windows are 89 MB."""
+    assert max(peaks_mb(ANNOTATIONS, FROM_POLYGONS, FROM_RUN_LENGTHS, FROM_BITMAPS)) < LIMIT_MB
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_masks_stay_within_the_bound() -> None:
     """Every pasted box covers the picture; a dense stack of the targets would take 3.6 GB."""

@@ -197,6 +197,20 @@ def test_permuting_regions_leaves_the_detections() -> None:
     assert torch.equal(here.labels, there.labels)
 
 
+def test_a_picture_twice_in_a_batch_gives_the_same_twice() -> None:
+    net = tiny().eval()
+    a, b = torch.randn(2, 3, 96, 128)
+    size = ImageSize.same((96, 128))
+    with torch.inference_mode():
+        raw = net(torch.stack([a, b, a]))
+    assert all(torch.equal(x[0], x[2]) for x in raw)
+    assert not torch.equal(raw.boxes[0], raw.boxes[1])
+    first, _, last = net.decode(raw, [size] * 3)
+    assert len(first) > 3
+    assert torch.equal(first.scores, last.scores)
+    assert rle.to_coco(first.masks) == rle.to_coco(last.masks)
+
+
 def test_a_blank_or_minute_picture_is_no_error() -> None:
     net = tiny(min_side_px=16.0).eval()
     with torch.inference_mode():

@@ -122,6 +122,25 @@ def test_decode_keeps_the_order_of_classes_and_ranks_masks_apart():
     assert rle.areas(found.masks).tolist() == [512, 24 * 40]
 
 
+def test_permuting_regions_permutes_what_the_heads_say():
+    net = build().eval()
+    rois = torch.tensor([[0.0, 3, 3, 40, 30], [0, 50, 10, 90, 90], [0, 0, 0, 128, 96]])
+    labels, order = torch.tensor([0, 2, 1]), torch.tensor([2, 0, 1])
+
+    def judge(rois, labels):
+        features = net.mask_pool(pyramid, rois)
+        masks = net.mask_head.predict_class(features, labels)
+        return masks, net.iou_head.predict(features, masks)
+
+    with torch.inference_mode():
+        pyramid = net.pyramid(torch.randn(1, 3, 96, 128))
+        masks, ious = judge(rois, labels)
+        again, ious_again = judge(rois[order], labels[order])
+    assert (ious[0] - ious[1]).abs().max() > 1e-6, "regions differ"
+    torch.testing.assert_close(again, masks[order])
+    torch.testing.assert_close(ious_again, ious[order])
+
+
 def test_one_picture_gives_the_same_in_any_batch():
     net = build(score_thresh=0.3).eval()
     a, b = torch.randn(2, 3, 96, 96)

@@ -49,6 +49,39 @@ def test_raw_and_losses(pooling) -> None:
     assert (raw.boxes.amax(dim=(0, 1)) <= torch.tensor([101.0, 75, 101, 75])).all()
 
 
+@pytest.mark.parametrize("with_ohem", [False, True])
+@pytest.mark.parametrize("kind", ["empty", "crowd_only", "degenerate"])
+def test_images_without_objects_teach_the_background_only(kind, with_ohem) -> None:
+    net, size = tiny(with_ohem=with_ohem), (96, 128)
+    target = {
+        "empty": make_target([], [], size),
+        "crowd_only": make_target([[0, 0, 128, 96]], [1], size, [True]),
+        "degenerate": make_target([[20, 20, 20, 40]], [1], size),
+    }[kind]
+    losses = net.loss(torch.randn(2, 3, *size), [target, target])
+    assert losses["box"] == losses["rpn_box"] == 0
+    # Background that is drawn overlaps some object; the hardest regions may lie anywhere.
+    assert (losses["class"] > 0) == (with_ohem and kind != "crowd_only")
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_regions_in_any_order_and_pictures_twice_give_the_same_detections() -> None:
+    net = tiny().eval()
+    a, b = torch.randn(2, 3, 96, 128)
+    with torch.inference_mode():
+        raw = net(torch.stack([a, b, a]))
+    assert all(torch.equal(x[0], x[2]) for x in raw)
+    assert not torch.equal(raw.boxes[0], raw.boxes[1])
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    sizes = [ImageSize.same((96, 128))] * 3
+    here = net.decode(raw, sizes)[0]
+    there = net.decode(Raw(*(x[:, order] for x in raw)), sizes)[0]
+    assert len(here) > 3
+    torch.testing.assert_close(here.scores, there.scores)
+    torch.testing.assert_close(here.boxes, there.boxes)
+
+
 def test_masks_are_the_boxes_and_box_ap_is_right() -> None:
     """One box is exact, one has an IoU of 0.8: both of its AP count, whatever the masks are."""
     raw = Raw(
