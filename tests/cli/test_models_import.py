@@ -96,3 +96,16 @@ def test_export_to_another_project(tmp_path, capsys) -> None:
     assert run(["models", "export-to", "torchvision", ours, str(tmp_path / "t.pkl")]) == 2
     assert run(["models", "export-to", "somebody", ours, out]) == 2
     assert run(["models", "export-to", "mmseg", ours, out]) == 2
+
+
+def test_verify(tmp_path, capsys) -> None:
+    path = semseg_file(tmp_path)
+    assert run(["verify", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "return bit by bit" in text
+    assert "ok         logits" in text
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["module.cls.0.weight"][0, 0] = torch.inf
+    torch.save(content, path)
+    assert run(["verify", str(path), "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["not_finite"] == ["cls.0.weight"]

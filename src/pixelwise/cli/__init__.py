@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "data": "pixelwise.cli.data",
     "models": "pixelwise.cli.models",
     "export": "pixelwise.cli.export",
+    "verify": "pixelwise.cli.verify",
     "bench": "pixelwise.cli.bench",
     "demo": "pixelwise.cli.demo",
     "doctor": "pixelwise.cli.doctor",
