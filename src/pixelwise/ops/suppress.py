@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from pixelwise.ops.boxes import pairwise_iou
 
 _PAIR_CHUNK = 1 << 22  # mask pixels turned to float32 at a time: 16 MB
+_OVERLAP_CHUNK = 1 << 17  # pairs of boxes at a time: what a core's cache holds
 
 
 def greedy_nms(
@@ -37,11 +39,16 @@ def greedy_nms(
         return _nms(boxes, scores, iou_thresh)
     if torch.compiler.is_compiling():
         return _nms(_apart(boxes, groups), scores, iou_thresh)
+    order = groups.argsort(stable=True)  # [N], group by group
+    ordered = zip(
+        *(x.split(_group_sizes(groups)) for x in (order, boxes[order], scores[order])), strict=True
+    )
+    kept = [
+        index if len(index) == 1 else index[torchvision.ops.nms(own, values, iou_thresh)]
+        for index, own, values in ordered
+    ]
     keep = torch.zeros_like(scores, dtype=torch.bool)  # [N]
-    for group in groups.unique().tolist():
-        index = (groups == group).nonzero()[:, 0]
-        keep[index] = _nms(boxes[index], scores[index], iou_thresh)
-    return keep
+    return keep.index_fill_(0, torch.cat(kept), True) if kept else keep
 
 
 def classwise_nms(
@@ -134,19 +141,18 @@ def matrix_nms(
     Differs: sigma multiplies, as in the released code; the paper divides by it. Where linear decay
         is 0 / 0, since a rival is an exact copy of a better mask, it is 0, from that better mask.
     """
-    if not len(scores):
-        return scores
-    order = scores.argsort(descending=True, stable=True)
-    same = labels[order][:, None] == labels[order]
-    iou = (pairwise_mask_iou(masks[order]) * same).triu(diagonal=1)  # [N, N], better mask first
-    covered = iou.amax(dim=0)  # [N], by the closest better mask
-    if kernel == "gaussian":
-        decay = torch.exp(-sigma * (iou.square() - covered.square()[:, None]))
-    else:
-        decay = (1 - iou) / (1 - covered)[:, None].clamp(min=torch.finfo(iou.dtype).tiny)
-    # At most 1: for every mask the best one, with which nothing competes, decides at worst.
-    factor = decay.amin(dim=0).clamp(max=1)
-    return torch.empty_like(scores).scatter_(0, order, scores[order] * factor.to(scores.dtype))
+    result = scores.clone()
+    for index in _best_first_by_label(labels, scores):
+        iou = pairwise_mask_iou(masks[index]).triu(diagonal=1)  # [n, n], better mask first
+        covered = iou.amax(dim=0)  # [n], by the closest better mask
+        if kernel == "gaussian":
+            decay = torch.exp(-sigma * (iou.square() - covered.square()[:, None]))
+        else:
+            decay = (1 - iou) / (1 - covered)[:, None].clamp(min=torch.finfo(iou.dtype).tiny)
+        # At most 1: for every mask the best one, with which nothing competes, decides at worst.
+        factor = decay.amin(dim=0).clamp(max=1)
+        result[index] = scores[index] * factor.to(scores.dtype)
+    return result
 
 
 def mask_nms(masks: Tensor, labels: Tensor, scores: Tensor, *, iou_thresh: float) -> Tensor:
@@ -163,14 +169,15 @@ def mask_nms(masks: Tensor, labels: Tensor, scores: Tensor, *, iou_thresh: float
 
     Source:  SOLO (arXiv:1912.04488), section 3.3.
     """
-    order = scores.argsort(descending=True, stable=True)
-    same = labels[order][:, None] == labels[order]
-    rivals = ((pairwise_mask_iou(masks[order]) > iou_thresh) & same).triu(diagonal=1).cpu()
-    stays = torch.ones(len(rivals), dtype=torch.bool)
-    for i in range(len(rivals)):  # sequential by nature: only what stays may suppress
-        if stays[i]:
-            stays &= ~rivals[i]
-    return torch.empty_like(stays).scatter_(0, order.cpu(), stays).to(masks.device)
+    keep = torch.ones(len(scores), dtype=torch.bool, device=masks.device)
+    for index in _best_first_by_label(labels, scores):
+        rivals = (pairwise_mask_iou(masks[index]) > iou_thresh).triu(diagonal=1).cpu().numpy()
+        falls = np.zeros(len(rivals), bool)
+        for i in range(len(rivals)):  # sequential by nature: only what stays may suppress
+            if not falls[i]:
+                falls |= rivals[i]
+        keep[index] = torch.from_numpy(~falls).to(keep.device)
+    return keep
 
 
 def fast_nms(
@@ -194,7 +201,30 @@ def fast_nms(
 
     Source:  YOLACT (arXiv:1904.02689), section 4.3.
     """
-    values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
+    candidates, classes = min(top_k, len(boxes)), scores.shape[1]
+    count = min(count, classes * candidates)
+    if torch.compiler.is_compiling():
+        return _fast_nms(boxes, scores, iou_thresh=iou_thresh, top_k=candidates, count=count)
+    # Only classes that have candidates, and no more places than the largest of them needs.
+    present = (scores >= 0).sum(dim=0)  # [K]
+    some = present.nonzero()[:, 0]
+    candidates = min(candidates, int(present.amax()) if len(some) else 0)
+    index, labels, values = _fast_nms(
+        boxes,
+        scores[:, some],
+        iou_thresh=iou_thresh,
+        top_k=candidates,
+        count=min(count, len(some) * candidates),
+    )
+    rest = (0, count - len(values))
+    return F.pad(index, rest), F.pad(some[labels], rest), F.pad(values, rest, value=-1.0)
+
+
+def _fast_nms(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fast_nms` with at least `top_k` boxes."""
+    values, index = scores.T.topk(top_k, dim=1)  # [K, T] each
     keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [K, T]
     return _best(values.masked_fill(~keep, -1.0), index, count)
 
@@ -252,7 +282,22 @@ def largest_better_overlap(boxes: Tensor) -> Tensor:
     Returns:
         [..., T] in [0, 1]; 0 for the first.
     """
-    return pairwise_iou(boxes, boxes).triu(diagonal=1).amax(dim=-2)
+    groups = (boxes,)
+    if boxes.ndim > 2 and not torch.compiler.is_compiling():
+        groups = boxes.split(max(1, _OVERLAP_CHUNK // max(1, boxes.shape[-2] ** 2)))
+    return torch.cat([pairwise_iou(own, own).triu(diagonal=1).amax(dim=-2) for own in groups])
+
+
+def _group_sizes(groups: Tensor) -> list[int]:
+    """How many members each group has, in the order of the groups."""
+    return groups.unique(return_counts=True)[1].tolist()
+
+
+def _best_first_by_label(labels: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+    """Positions of the members of each label, best first; equal scores rank by position."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    return order.split(_group_sizes(labels))
 
 
 def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,101 @@
+"""Suppressions of duplicates beside torchvision's `batched_nms`, in one run.
+
+    python benchmarks/suppress.py [--candidates 200 1000 5000] [--classes 80] [--rounds 9]
+
+Times are processor time of this process on one thread, the median of the rounds, which take turns.
+Candidates are jittered copies of objects, ten of each, every one with a class and a score; boxes
+and masks (the boxes filled, on cells of 8 pixels of a 640 x 640 picture) say the same. Fast NMS
+gets what its system gives it: a table of scores for all classes. A ratio is torchvision's time over
+ours. What each method keeps differs by definition, so the counts are printed too.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor
+
+from pixelwise.ops.suppress import fast_nms, greedy_nms, mask_nms, matrix_nms, top_k_nms
+
+SIDE, STRIDE = 640, 8
+COPIES = 10  # candidates of an object
+
+
+def candidates(count: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [N, 4], scores [N] in (0, 1) and labels [N]."""
+    g = torch.Generator().manual_seed(0)
+    objects = max(1, count // COPIES)
+    sides = 24 + 136 * torch.rand(objects, 2, generator=g)
+    corner = torch.rand(objects, 2, generator=g) * (SIDE - sides)
+    which = torch.arange(count) % objects
+    moved = corner[which] + 0.15 * sides[which] * torch.randn(count, 2, generator=g)
+    boxes = torch.cat([moved, moved + sides[which]], dim=1).clamp(0, SIDE)
+    labels = torch.randint(0, classes, (objects,), generator=g)[which]
+    return boxes, torch.rand(count, generator=g), labels
+
+
+def fill(boxes: Tensor) -> Tensor:
+    """Masks [N, cells] bool of the cells whose centres lie in the boxes."""
+    at = (torch.arange(SIDE // STRIDE) + 0.5) * STRIDE
+    rows = (at >= boxes[:, 1:2]) & (at < boxes[:, 3:])
+    columns = (at >= boxes[:, :1]) & (at < boxes[:, 2:3])
+    return (rows[:, :, None] & columns[:, None]).flatten(1)
+
+
+def methods(count: int, classes: int) -> dict[str, Callable[[], int]]:
+    """What is timed; each returns how many candidates it keeps."""
+    boxes, scores, labels = candidates(count, classes)
+    masks = fill(boxes)
+    table = torch.full((count, classes), -1.0)
+    table[torch.arange(count), labels] = scores
+
+    def by_table(run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> int:
+        return int((run(boxes, table, iou_thresh=0.5, top_k=200, count=count)[2] >= 0).sum())
+
+    return {
+        "torchvision batched_nms": lambda: len(
+            torchvision.ops.batched_nms(boxes, scores, labels, 0.5)
+        ),
+        "greedy_nms": lambda: int(greedy_nms(boxes, scores, labels, iou_thresh=0.5).sum()),
+        "fast_nms": lambda: by_table(fast_nms),
+        "top_k_nms": lambda: by_table(top_k_nms),
+        "matrix_nms, gaussian": lambda: int((matrix_nms(masks, labels, scores) >= 0.05).sum()),
+        "matrix_nms, linear": lambda: int(
+            (matrix_nms(masks, labels, scores, kernel="linear") >= 0.05).sum()
+        ),
+        "mask_nms": lambda: int(mask_nms(masks, labels, scores, iou_thresh=0.5).sum()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[200, 1000, 5000])
+    parser.add_argument("--classes", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, {args.classes} classes")
+    for count in args.candidates:
+        runs = methods(count, args.classes)
+        kept = {name: run() for name, run in runs.items()}  # a first, untimed round
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                start = time.process_time()
+                run()
+                times[name].append(time.process_time() - start)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        base = next(iter(medians.values()))
+        print(f"{count} candidates")
+        for name, seconds in medians.items():
+            print(
+                f"  {name:24} {1e3 * seconds:9.2f} ms  ratio {base / seconds:7.2f}"
+                f"  kept {kept[name]}"
+            )
+
+
+if __name__ == "__main__":
+    main()
