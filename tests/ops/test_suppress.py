@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pixelwise.ops.boxes import pairwise_iou
 from pixelwise.ops.suppress import (
+    _fast_nms,
     classwise_nms,
     fast_nms,
     fast_nms_across_classes,
@@ -167,3 +168,28 @@ def test_across_classes_the_best_class_drops_the_others() -> None:
     _, labels, values = fast_nms_across_classes(boxes, scores, iou_thresh=0.5, top_k=2, count=2)
     assert labels[0] == 1
     assert values.tolist() == pytest.approx([0.8, -1])
+
+
+@pytest.mark.parametrize(("boxes", "places"), [(0, 0), (5, 4)])
+def test_fast_nms_without_candidates_keeps_its_form(boxes: int, places: int) -> None:
+    index, labels, scores = fast_nms(
+        torch.rand(boxes, 4), torch.full((boxes, 3), -1.0), iou_thresh=0.5, top_k=5, count=4
+    )
+    assert [x.shape for x in (index, labels, scores)] == [(places,)] * 3
+    assert index.dtype == labels.dtype == torch.int64
+    assert (scores == -1).all()
+
+
+def test_fast_nms_of_few_classes_is_that_of_the_whole_table() -> None:
+    """Classes without candidates take no part, however the compiler must treat them."""
+    torch.manual_seed(0)
+    corner = 20 * torch.rand(40, 2)
+    boxes = torch.cat([corner, corner + 4 + 8 * torch.rand(40, 2)], dim=1)
+    scores = torch.full((40, 9), -1.0)
+    scores[:, 2], scores[:25, 7] = torch.rand(40), torch.rand(25)
+    ours = fast_nms(boxes, scores, iou_thresh=0.4, top_k=30, count=60)
+    whole = _fast_nms(boxes, scores, iou_thresh=0.4, top_k=30, count=60)
+    valid = whole[2] >= 0
+    assert torch.equal(ours[2], whole[2])
+    for one, other in zip(ours, whole, strict=True):
+        assert torch.equal(one[valid], other[valid])

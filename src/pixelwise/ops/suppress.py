@@ -40,12 +40,11 @@ def greedy_nms(
     if torch.compiler.is_compiling():
         return _nms(_apart(boxes, groups), scores, iou_thresh)
     order = groups.argsort(stable=True)  # [N], group by group
-    ordered = zip(
-        *(x.split(_group_sizes(groups)) for x in (order, boxes[order], scores[order])), strict=True
-    )
+    sizes = _group_sizes(groups)
+    parts = (x.split(sizes) for x in (order, boxes[order], scores[order]))
     kept = [
         index if len(index) == 1 else index[torchvision.ops.nms(own, values, iou_thresh)]
-        for index, own, values in ordered
+        for index, own, values in zip(*parts, strict=True)
     ]
     keep = torch.zeros_like(scores, dtype=torch.bool)  # [N]
     return keep.index_fill_(0, torch.cat(kept), True) if kept else keep
@@ -208,7 +207,9 @@ def fast_nms(
     # Only classes that have candidates, and no more places than the largest of them needs.
     present = (scores >= 0).sum(dim=0)  # [K]
     some = present.nonzero()[:, 0]
-    candidates = min(candidates, int(present.amax()) if len(some) else 0)
+    if not len(some):
+        return some.new_zeros(count), some.new_zeros(count), scores.new_full((count,), -1.0)
+    candidates = min(candidates, int(present.amax()))
     index, labels, values = _fast_nms(
         boxes,
         scores[:, some],
