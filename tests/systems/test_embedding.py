@@ -200,3 +200,47 @@ def test_trained_on_one_picture_it_finds_the_objects() -> None:
     both = (masks[:, None] & truths).sum((2, 3))
     iou = both / (masks[:, None] | truths).sum((2, 3))
     assert (iou.amax(dim=0) > 0.95).all(), iou
+
+
+def test_places_are_added_to_the_first_two_numbers_alone() -> None:
+    torch.manual_seed(0)
+    settings = {"backbone": "test_resnet", "decoder_widths": (8, 8, 8), "embedding_dims": 3}
+    plain = Embedding(EmbeddingConfig(**settings)).eval()
+    placed = Embedding(EmbeddingConfig(**settings, position_scale=0.5)).eval()
+    placed.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 40, 72)
+    with torch.no_grad():
+        added = placed(images).embeddings - plain(images).embeddings  # [2, 3, 10, 18]
+    assert added.shape == (2, 3, 10, 18)
+    for y in range(10):
+        for x in range(18):  # a cell is 4 pixels of 0.5 each; the middle of the image is 0
+            wanted = torch.tensor([(x - 8.5) * 2, (y - 4.5) * 2, 0.0])
+            torch.testing.assert_close(added[0, :, y, x], wanted, rtol=0, atol=1e-4)
+    assert torch.equal(added[0, 2], torch.zeros(10, 18))
+
+
+def test_places_keep_their_precision_in_bfloat16() -> None:
+    settings = {"backbone": "test_resnet", "decoder_widths": (8, 8, 8), "position_scale": 0.5}
+    net = Embedding(EmbeddingConfig(**settings)).eval()
+    torch.nn.init.zeros_(net.embed.weight)
+    torch.nn.init.zeros_(net.embed.bias)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        embeddings = net(torch.zeros(1, 3, 8, 2048)).embeddings
+    steps = embeddings[0, 0, 0].diff()
+    torch.testing.assert_close(steps, torch.full((511,), 2.0), rtol=0, atol=0)
+
+
+def test_equal_objects_are_told_apart_by_their_places() -> None:
+    """Two equal squares on black: what a convolution says of both is the same, unless placed."""
+    torch.manual_seed(0)
+    masks = torch.zeros(2, 64, 160, dtype=torch.bool)
+    masks[0, 24:40, 32:48] = masks[1, 24:40, 112:128] = True
+    images = torch.zeros(1, 3, 64, 160)
+    images[:, :, masks.any(dim=0)] = 1.0
+    settings = {"num_classes": 1, "backbone": "test_resnet", "decoder_widths": (8, 8, 8)}
+    net = Embedding(EmbeddingConfig(**settings, position_scale=0.1)).eval()
+    with torch.no_grad():
+        embeddings = net(images).embeddings[0]  # [8, 16, 40]
+    left, right = embeddings[:, 8, 10], embeddings[:, 8, 30]
+    moved = right - left - torch.tensor([8.0] + [0.0] * 7)  # 80 pixels of 0.1
+    assert moved.abs().max() < 0.5, "the network alone must see nearly the same in both places"
