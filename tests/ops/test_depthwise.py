@@ -91,3 +91,23 @@ def test_only_wanted_gradients_are_computed() -> None:
     assert x.grad is None
     assert bias.grad is None
     assert weight.grad is not None
+
+
+@pytest.mark.parametrize("dilation", [2, 4])
+@pytest.mark.parametrize("width", [20, 40])
+def test_dilated_gradients_in_bfloat16_are_right_at_any_width(dilation: int, width: int) -> None:
+    """PyTorch's own are not from 32 columns on (2.14, channels last, oneDNN with AVX-512)."""
+    g = torch.Generator().manual_seed(0)
+    shapes = ((2, 96, 24, width), (96, 1, 3, 3), (96,))
+    given = [torch.randn(s, generator=g).bfloat16() for s in shapes]
+    given[0] = given[0].contiguous(memory_format=torch.channels_last)
+    mine = [t.clone().requires_grad_() for t in given]
+    wanted = [t.double().requires_grad_() for t in given]
+    where = {"padding": (dilation, dilation), "dilation": (dilation, dilation)}
+    y = depthwise_conv2d(*mine, **where)
+    z = F.conv2d(*wanted, 1, *where.values(), groups=96)
+    grad = torch.randn(y.shape, generator=g).bfloat16()
+    y.backward(grad)
+    z.backward(grad.double())
+    for a, b in zip(mine, wanted, strict=True):
+        assert (a.grad.double() - b.grad).abs().max() < 0.005 * b.grad.abs().max()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from pixelwise.nn.depthwise import DepthwiseConv
 from pixelwise.nn.norm import Norm, make_norm
 
 Act = Literal["relu", "hard_swish", "leaky_relu"]
@@ -50,7 +51,8 @@ class ConvNormAct(nn.Module):
         act: Act | None = "relu",
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
+        depthwise = 1 < groups == in_channels == out_channels
+        self.conv = (DepthwiseConv if depthwise else nn.Conv2d)(
             in_channels,
             out_channels,
             kernel,

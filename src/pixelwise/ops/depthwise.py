@@ -5,6 +5,10 @@ but for the gradients of some only: of the weights up to 3x3 and, in bf16, of th
 The others go through kernels for ordinary convolutions and take 10 to 100 times as long as the
 forward pass: more than half of a training step of EfficientNet. Both gradients are depthwise
 convolutions themselves, and here they are computed as such.
+
+Where the kernel is dilated, its bf16 gradient for the weights is wrong in maps of 32 columns and
+more, channels last: numbers from memory that nobody wrote, up to 1e36. There both gradients are
+computed in float32, whose kernels are right.
 """
 
 from __future__ import annotations
@@ -48,6 +52,9 @@ def depthwise_conv2d(
         if torch.is_autocast_enabled("cpu"):  # it casts for conv2d, not for functions of one's own
             kind = torch.get_autocast_dtype("cpu")
             x, weight = x.to(kind), weight.to(kind)
+        if max(dilation) > 1 and x.dtype in _HALF:
+            geometry = (stride, padding, dilation)
+            return cast("Tensor", _WideGradients.apply(x, weight, bias, *geometry))
         if _has_slow_gradient(x, weight, stride, padding, dilation):
             return cast("Tensor", _FastGradients.apply(x, weight, bias, stride, padding))
     return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
@@ -152,6 +159,44 @@ class _FastGradients(torch.autograd.Function):
             for_weight = depthwise_weight_gradient(x, grad, sides, **where)
         for_bias = grad.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
         return for_x, for_weight, for_bias, None, None
+
+
+class _WideGradients(torch.autograd.Function):
+    """Gradients in float32 of a convolution in half precision."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Size,
+        padding: Size,
+        dilation: Size,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding, dilation
+        return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's doing)
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x, weight = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        grad = grads[0].float()
+        for_x, for_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x.float(), weight.float(), None, *ctx.geometry, False, (0, 0), len(weight), wanted
+        )
+        return (
+            for_x.to(x.dtype) if wanted[0] else None,
+            for_weight.to(weight.dtype) if wanted[1] else None,
+            grad.sum(dim=(0, 2, 3)).to(x.dtype) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+            None,
+        )
 
 
 def _gradient(
