@@ -7,8 +7,8 @@ forward pass: more than half of a training step of EfficientNet. Both gradients 
 convolutions themselves, and here they are computed as such.
 
 Where the kernel is dilated, its bf16 gradient for the weights is wrong in maps of 32 columns and
-more, channels last: numbers from memory that nobody wrote, up to 1e36. There both gradients are
-computed in float32, whose kernels are right.
+more, channels last: numbers from memory that nobody wrote, up to 1e36. There the convolution runs
+in float32 while it is trained, whose kernels are right.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def depthwise_conv2d(
             kind = torch.get_autocast_dtype("cpu")
             x, weight = x.to(kind), weight.to(kind)
         if max(dilation) > 1 and x.dtype in _HALF:
-            geometry = (stride, padding, dilation)
-            return cast("Tensor", _WideGradients.apply(x, weight, bias, *geometry))
+            where = {"stride": stride, "padding": padding, "dilation": dilation}
+            return _in_float32(x, weight, bias, **where)
         if _has_slow_gradient(x, weight, stride, padding, dilation):
             return cast("Tensor", _FastGradients.apply(x, weight, bias, stride, padding))
     return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
@@ -161,42 +161,20 @@ class _FastGradients(torch.autograd.Function):
         return for_x, for_weight, for_bias, None, None
 
 
-class _WideGradients(torch.autograd.Function):
-    """Gradients in float32 of a convolution in half precision."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Size,
-        padding: Size,
-        dilation: Size,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = stride, padding, dilation
-        return F.conv2d(x, weight, bias, stride, padding, dilation, x.shape[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator's doing)
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        x, weight = cast("tuple[Tensor, Tensor]", ctx.saved_tensors)
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        grad = grads[0].float()
-        for_x, for_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x.float(), weight.float(), None, *ctx.geometry, False, (0, 0), len(weight), wanted
-        )
-        return (
-            for_x.to(x.dtype) if wanted[0] else None,
-            for_weight.to(weight.dtype) if wanted[1] else None,
-            grad.sum(dim=(0, 2, 3)).to(x.dtype) if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-            None,
-        )
+def _in_float32(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: Size,
+    padding: Size,
+    dilation: Size,
+) -> Tensor:
+    """`depthwise_conv2d` whose passes both run in float32, to the dtype of the input."""
+    wide = None if bias is None else bias.float()
+    with torch.autocast("cpu", enabled=False):
+        y = F.conv2d(x.float(), weight.float(), wide, stride, padding, dilation, x.shape[1])
+    return y.to(x.dtype)
 
 
 def _gradient(
