@@ -169,6 +169,7 @@ SYSTEMS: dict[str, Entry] = {
     "decoupled_solo_lite0": Entry(system=SOLO, config=SOLOConfig(form="light", backbone="tf_efficientnet_lite0", channels=64, head_width=64, head_convs=3, scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))), input=LITE_RGB, task="instance"),
     "solov2": Entry(system=SOLO, config=SOLOConfig(form="dynamic", head_width=512, head_convs=4), input=DETECTION_RGB, task="instance"),
     "solov2_resnet101": Entry(system=SOLO, config=SOLOConfig(form="dynamic", backbone="resnet101", head_width=512, head_convs=4), input=DETECTION_RGB, task="instance"),
+    "solov2_lite0": Entry(system=SOLO, config=SOLOConfig(form="dynamic", backbone="tf_efficientnet_lite0", channels=64, head_width=64, head_convs=3, kernel_width=64, scale_ranges=((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))), input=LITE_RGB, task="instance"),
     "unet": Entry(system=UNet, config=UNetConfig(), input=IMAGENET_RGB, task="semantic"),
     "unet_s5_d16": Entry(system=UNet, config=UNetConfig(padding="same", upsample="bilinear", norm="batch", dropout=0.0, head_width=64, aux_weight=0.4, aux_width=64), input=IMAGENET_RGB, task="semantic"),
     "unet_resnet34": Entry(system=UNet, config=UNetConfig(backbone="resnet34", decoder_widths=(256, 128, 64, 32, 16), padding="same", upsample="nearest", norm="batch", dropout=0.0, head_kernel=3), input=IMAGENET_RGB, task="semantic"),
