@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk, MeanTrunk
+from pixelwise.nn.box_head import TRUNKS, BoxHead, BoxOutput, ConvTrunk, MeanTrunk
 from pixelwise.nn.conventions import CONVENTIONS
 from pixelwise.nn.regions import Proposals, Regions, sample_regions
 from pixelwise.ops.boxes import encode_boxes
@@ -56,18 +56,17 @@ def make_target(boxes, labels, crowd=None, size=(64, 64)):
 
 
 @pytest.mark.parametrize(
-    ("options", "count"),
+    ("kind", "norm", "count"),
     [
-        ({}, 12544 * 1024 + 1024 + 1024 * 1024 + 1024),
-        (
-            {"convs": 4, "fcs": 1, "norm": "group"},
-            4 * (9 * 256 * 256 + 512) + 12544 * 1024 + 1024,
-        ),
+        ("2fc", None, 12544 * 1024 + 1024 + 1024 * 1024 + 1024),
+        ("4conv1fc", "group", 4 * (9 * 256 * 256 + 512) + 12544 * 1024 + 1024),
     ],
 )
-def test_parameters_of_the_published_trunks(options, count):
+def test_parameters_of_the_published_trunks(kind, norm, count):
+    convs, fcs = TRUNKS[kind]
     with torch.device("meta"):
-        assert sum(p.numel() for p in ConvTrunk(256, 7, **options).parameters()) == count
+        trunk = ConvTrunk(256, 7, convs=convs, fcs=fcs, norm=norm)
+    assert sum(p.numel() for p in trunk.parameters()) == count
 
 
 def test_the_flatten_order_is_channel_row_column():
@@ -221,7 +220,7 @@ def test_sampling_keeps_the_share_and_indexes_the_joined_masks():
     second = make_target([[20, 20, 40, 40], [0, 0, 8, 8]], [0, 2])
     boxes = torch.tensor([[20.0, 20, 40, 40]] * 20 + [[50, 50, 60, 60.0]] * 20)
     given = Proposals(boxes.expand(2, 40, 4), torch.zeros(2, 40), torch.ones(2, 40).bool())
-    drawn = sample_regions(given, [first, second], count=16, num_classes=K)
+    drawn = build(regions_per_image=16).sample(given, [first, second])
     of_second = drawn.select(drawn.rois[:, 0] == 1)
     assert len(of_second.labels) == 16
     assert int(of_second.is_object.sum()) == 4

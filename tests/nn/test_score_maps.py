@@ -6,13 +6,7 @@ from torch.nn import functional as F
 from pixelwise.nn.conventions import CONVENTIONS, POSITION_SENSITIVE
 from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
-from pixelwise.nn.score_maps import (
-    PartGrid,
-    RegionOutput,
-    ScoreMaps,
-    choose_regions,
-    make_rpn,
-)
+from pixelwise.nn.score_maps import PartGrid, RegionOutput, ScoreMaps, make_rpn
 from pixelwise.ops.boxes import decode_boxes, encode_boxes, pairwise_iou
 from pixelwise.types import InstanceTarget, MaskCrops
 
@@ -20,7 +14,14 @@ K, SIDE = 2, 6
 WEIGHTS = (5.0, 5.0, 2.0, 2.0)
 
 
-def head(*, with_masks: bool = True, box_blocks: int = 1, parts: int = 3) -> ScoreMaps:
+def head(
+    *,
+    with_masks: bool = True,
+    box_blocks: int = 1,
+    parts: int = 3,
+    regions_per_image: int = 4,
+    with_ohem: bool = False,
+) -> ScoreMaps:
     torch.manual_seed(0)
     grid = PartGrid(parts=parts, side=SIDE if with_masks else parts, stride=16, mode="copy")
     return ScoreMaps(
@@ -31,6 +32,8 @@ def head(*, with_masks: bool = True, box_blocks: int = 1, parts: int = 3) -> Sco
         box_blocks=box_blocks,
         width=4,
         weights=WEIGHTS,
+        regions_per_image=regions_per_image,
+        with_ohem=with_ohem,
     )
 
 
@@ -139,7 +142,7 @@ def test_the_hardest_regions_teach() -> None:
         [[16, 16, 40, 48], [50, 0, 90, 60], [60, 0, 90, 60], [0, 0, 5, 5]], [1, K, K, -1], target
     )
     output = simple_output([[0.0, 9, 0], [0, 0, 2], [3, 0, 0], [50, 0, 0]])
-    losses = head().loss(output, regions, images=1, count=2, mine=True)
+    losses = head(regions_per_image=2, with_ohem=True).loss(output, regions, images=1)
     sum(losses.values()).backward()
     assert output.logits.grad is not None
     # The object is well classified, but an undecided mask costs 10 log 2; the fourth is a crowd's.
@@ -147,14 +150,15 @@ def test_the_hardest_regions_teach() -> None:
     per_region = F.cross_entropy(output.logits, torch.tensor([1, K, K, 0]), reduction="none")
     torch.testing.assert_close(losses["class"], (per_region[0] + per_region[2]) / 2)
     torch.testing.assert_close(losses["mask"], 10 * torch.log(torch.tensor(2.0)) / 2)
-    everything = head().loss(output, regions, images=1, count=2, mine=False)
+    everything = head(regions_per_image=2).loss(output, regions, images=1)
     torch.testing.assert_close(everything["class"], per_region[:3].mean())
 
 
 def test_a_crowd_alone_teaches_nothing() -> None:
     regions = make_regions([[16, 16, 40, 48]], [UNCOUNTED], make_target([], []))
-    for mine in (True, False):
-        losses = head().loss(simple_output([[5.0, 0, 0]]), regions, images=1, count=4, mine=mine)
+    for with_ohem in (True, False):
+        output = simple_output([[5.0, 0, 0]])
+        losses = head(with_ohem=with_ohem).loss(output, regions, images=1)
         assert list(losses) == ["class", "box", "mask"]
         assert all(value.item() == 0 for value in losses.values())
 
@@ -164,13 +168,13 @@ def proposals_of(*boxes: list[float]) -> Proposals:
     return Proposals(frames, torch.zeros(1, len(boxes)), torch.ones(1, len(boxes)).bool())
 
 
-def test_which_regions_are_chosen() -> None:
+def test_which_regions_are_learnt_from() -> None:
     """With OHEM all; else background must overlap an object a little, by 0.1."""
     found = proposals_of([10, 10, 30, 30], [20, 10, 40, 30], [26, 10, 46, 30], [60, 40, 90, 60])
     target = make_target([[10, 10, 30, 30]], [1])
-    every = choose_regions(found, [target], count=2, mine=True, num_classes=K)
+    every = head(regions_per_image=2, with_ohem=True).sample(found, [target])
     assert every.labels.tolist() == [1, 1, K, K, K]  # a proposal and the object itself; the rest
-    drawn = choose_regions(found, [target], count=8, mine=False, num_classes=K)
+    drawn = head(regions_per_image=8).sample(found, [target])
     boxes = drawn.rois[:, 1:].tolist()
     assert [10, 10, 30, 30] in boxes
     assert [20, 10, 40, 30] in boxes  # IoU 1/3
@@ -180,13 +184,8 @@ def test_which_regions_are_chosen() -> None:
 
 def test_regions_in_a_crowd_are_neither_objects_nor_background() -> None:
     target = make_target([[0, 0, 50, 50]], [1], crowd=[True])
-    chosen = choose_regions(
-        proposals_of([10, 10, 30, 30], [60, 40, 90, 60]),
-        [target],
-        count=4,
-        mine=True,
-        num_classes=K,
-    )
+    found = proposals_of([10, 10, 30, 30], [60, 40, 90, 60])
+    chosen = head(with_ohem=True).sample(found, [target])
     assert chosen.rois[:, 1:].tolist() == [[60, 40, 90, 60]]
     assert chosen.labels.tolist() == [K]
 

@@ -13,26 +13,13 @@ from pixelwise.ops import rle
 from pixelwise.spec import FCIS_BGR
 from pixelwise.systems import create
 from pixelwise.systems.fcis import FCIS, FCISConfig, Raw
-from pixelwise.types import ImageSize, InstanceTarget, MaskCrops
-
-TINY = {
-    "num_classes": 3,
-    "backbone": "test_resnet",
-    "backbone_norm": "batch",
-    "parts": 3,
-    "mask_side": 9,
-    "width": 16,
-    "rpn_width": 16,
-    "anchor_sizes": (16, 32, 64),
-    "proposals": 30,
-    "regions_per_image": 16,
-    "min_side_px": 2.0,
-}
+from pixelwise.types import ImageSize
+from tests.systems.two_stage import SMALL_MAPS, without_objects
 
 
 def tiny(**options) -> FCIS:
     torch.manual_seed(0)
-    net = create("fcis", **{**TINY, **options})
+    net = create("fcis", **{**SMALL_MAPS, "mask_side": 9, **options})
     assert isinstance(net, FCIS)
     return net
 
@@ -40,18 +27,6 @@ def tiny(**options) -> FCIS:
 def count(module: nn.Module) -> int:
     frozen = [m for m in module.modules() if isinstance(m, FrozenBatchNorm)]
     return sum(p.numel() for p in module.parameters()) + sum(2 * len(m.weight) for m in frozen)
-
-
-def make_target(boxes, labels, size, crowd=None) -> InstanceTarget:
-    """Objects that fill their boxes."""
-    windows = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
-    areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1)
-    return InstanceTarget(
-        boxes=windows.float(),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        masks=MaskCrops(size, windows, torch.ones(int(areas.sum()), dtype=torch.uint8)),
-        crowd=torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
-    )
 
 
 @pytest.mark.parametrize(
@@ -127,12 +102,7 @@ def test_proposals_read_conv4_and_scores_conv5() -> None:
 @pytest.mark.parametrize("kind", ["empty", "crowd_only", "degenerate"])
 def test_images_without_objects_teach_the_background_only(options: dict, kind: str) -> None:
     net, size = tiny(**options), (96, 128)
-    target = {
-        "empty": make_target([], [], size),
-        "crowd_only": make_target([[0, 0, 128, 96]], [1], size, [True]),
-        "degenerate": make_target([[20, 20, 20, 40]], [1], size),
-    }[kind]
-    losses = net.loss(torch.randn(2, 3, *size), [target, target])
+    losses = net.loss(torch.randn(2, 3, *size), [without_objects(kind, size)] * 2)
     assert list(losses) == ["rpn_objectness", "rpn_box", "class", "box", "mask"]
     assert losses["mask"] == losses["box"] == losses["rpn_box"] == 0
     assert all(torch.isfinite(x) for x in losses.values())

@@ -10,13 +10,12 @@ from pixelwise.ops import rle
 from pixelwise.systems import create
 from pixelwise.systems.rfcn import RFCN, Raw, RFCNConfig
 from pixelwise.types import ImageSize
-from tests.systems.test_fcis import TINY, make_target
+from tests.systems.two_stage import SMALL_MAPS, make_target, without_objects
 
 
 def tiny(**options) -> RFCN:
     torch.manual_seed(0)
-    small = {key: value for key, value in TINY.items() if key != "mask_side"}
-    net = create("rfcn", **{**small, **options})
+    net = create("rfcn", **{**SMALL_MAPS, **options})
     assert isinstance(net, RFCN)
     return net
 
@@ -53,12 +52,7 @@ def test_raw_and_losses(pooling) -> None:
 @pytest.mark.parametrize("kind", ["empty", "crowd_only", "degenerate"])
 def test_images_without_objects_teach_the_background_only(kind, with_ohem) -> None:
     net, size = tiny(with_ohem=with_ohem), (96, 128)
-    target = {
-        "empty": make_target([], [], size),
-        "crowd_only": make_target([[0, 0, 128, 96]], [1], size, [True]),
-        "degenerate": make_target([[20, 20, 20, 40]], [1], size),
-    }[kind]
-    losses = net.loss(torch.randn(2, 3, *size), [target, target])
+    losses = net.loss(torch.randn(2, 3, *size), [without_objects(kind, size)] * 2)
     assert losses["box"] == losses["rpn_box"] == 0
     # Background that is drawn overlaps some object; the hardest regions may lie anywhere.
     assert (losses["class"] > 0) == (with_ohem and kind != "crowd_only")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,16 @@ from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.conventions import Conventions
 from pixelwise.nn.detections import Detections
 from pixelwise.nn.norm import make_norm
-from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions, best_first
+from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions, best_first, sample_regions
 from pixelwise.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from pixelwise.ops.suppress import greedy_nms
-from pixelwise.types import Size
+from pixelwise.types import InstanceTarget, Size
 
-WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the four deltas; Fast R-CNN's normalisation
+TrunkKind = Literal["2fc", "4conv1fc"]
+# 3x3 convolutions, then fully connected layers. FPN (arXiv:1612.03144), section 4.2; Group
+# Normalization (arXiv:1803.08494), section 4.2.
+TRUNKS: dict[TrunkKind, tuple[int, int]] = {"2fc": (0, 2), "4conv1fc": (4, 1)}
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # Fast R-CNN's normalisation
 # Only this many of the best (region, class) pairs of an image enter the suppression, so that its
 # size does not depend on the picture. Upstream lets all above the threshold in; with the published
 # threshold of 0.05 a picture rarely has a thousand.
@@ -42,8 +47,8 @@ class ConvTrunk(nn.Module):
     Args:
         in_channels: of the region features.
         side:        height and width of the region features, cells.
-        convs:       3x3 convolutions: 0 ("2fc") or 4 ("4conv1fc").
-        fcs:         fully connected layers, 2 or 1.
+        convs:       3x3 convolutions; `TRUNKS` has the published numbers.
+        fcs:         fully connected layers.
         channels:    of the convolutions.
         out_features: of every fully connected layer.
         norm:        of the convolutions.
@@ -107,6 +112,7 @@ class BoxHead(nn.Module):
         trunk:        features of a region → [R, out_features].
         num_classes:  K, without background.
         conventions:  losses and limits that differ by origin.
+        regions_per_image: drawn to learn from.
         score_thresh: detections must score more than this, 0..1.
         iou_thresh:   a detection that overlaps a better one of its class by more is dropped.
         detections:   D, per image.
@@ -120,6 +126,7 @@ class BoxHead(nn.Module):
         num_classes: int,
         conventions: Conventions,
         *,
+        regions_per_image: int = 512,
         score_thresh: float = 0.05,
         iou_thresh: float = 0.5,
         detections: int = 100,
@@ -127,6 +134,7 @@ class BoxHead(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.conventions = conventions
+        self.regions_per_image = regions_per_image
         self.score_thresh = score_thresh
         self.iou_thresh = iou_thresh
         self.detections = detections
@@ -143,10 +151,16 @@ class BoxHead(nn.Module):
         x = self.trunk(features)  # [R, F]
         return BoxOutput(self.classify(x).float(), self.regress(x).float())
 
+    def sample(self, proposals: Proposals, targets: Sequence[InstanceTarget]) -> Regions:
+        """Draw the regions that this head and those beside it learn from, see `sample_regions`."""
+        return sample_regions(
+            proposals, targets, count=self.regions_per_image, num_classes=self.num_classes
+        )
+
     def targets(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """What the regions should predict: labels [R] and, for objects, deltas [P, 4]."""
         inside = regions.is_object  # [R]
-        deltas = encode_boxes(regions.rois[inside, 1:], regions.gt_boxes[inside], WEIGHTS)
+        deltas = encode_boxes(regions.rois[inside, 1:], regions.gt_boxes[inside], DELTA_WEIGHTS)
         return regions.labels, deltas
 
     def loss(self, output: BoxOutput, regions: Regions) -> dict[str, Tensor]:
@@ -200,7 +214,7 @@ class BoxHead(nn.Module):
         boxes = decode_boxes(
             deltas[index],
             references[index // self.num_classes],
-            WEIGHTS,
+            DELTA_WEIGHTS,
             clamp_both=rules.clamp_both,
         )
         boxes = clip_boxes(boxes, size)  # [M, 4]

@@ -77,9 +77,9 @@ class Conventions:
     mask_probs: Literal["sigmoid", "softmax"]
     mask_targets: Literal["bitmap", "torchvision"]
     paste: Literal["grid", "expanded"]
-    window_anchors: bool = False
-    border_anchors: bool = True
-    softmax_objectness: bool = False
+    window_anchors: bool
+    border_anchors: bool
+    softmax_objectness: bool
 
     def backbone_knobs(self, name: str, norm: str) -> dict[str, Any]:
         """What `build_backbone` needs besides: the epsilon of norms whose statistics are fixed.
@@ -91,27 +91,7 @@ class Conventions:
         return {"norm_eps": self.norm_eps} if name in RESNETS and norm == "frozen" else {}
 
 
-_TORCHVISION = Conventions(
-    norm_eps=1e-5,
-    anchor_order="ratio",
-    anchor_rounding=True,
-    floor_strides=True,
-    clamp_both=False,
-    min_low_quality=0.0,
-    low_quality_to="most",
-    proposal_side_px=1e-3,
-    detection_side_px=1e-2,
-    level_rule="torchvision",
-    roi_aligned=False,
-    roi_sampling=2,
-    rpn_beta=1 / 9,
-    box_beta=1 / 9,
-    sampled_normaliser=True,
-    mask_probs="sigmoid",
-    mask_targets="torchvision",
-    paste="expanded",
-)
-
+# The reference row; every other one says only what it does differently.
 _DETECTRON2 = Conventions(
     norm_eps=1e-5,
     anchor_order="size",
@@ -131,53 +111,54 @@ _DETECTRON2 = Conventions(
     mask_probs="sigmoid",
     mask_targets="bitmap",
     paste="grid",
+    window_anchors=False,
+    border_anchors=True,
+    softmax_objectness=False,
+)
+
+_TORCHVISION = replace(
+    _DETECTRON2,
+    anchor_order="ratio",
+    anchor_rounding=True,
+    floor_strides=True,
+    proposal_side_px=1e-3,
+    detection_side_px=1e-2,
+    level_rule="torchvision",
+    roi_aligned=False,
+    roi_sampling=2,
+    rpn_beta=1 / 9,
+    box_beta=1 / 9,
+    sampled_normaliser=True,
+    mask_targets="torchvision",
+    paste="expanded",
 )
 
 # Detectron and its descendants in PyTorch (maskrcnn-benchmark, Detectron.pytorch), whose frozen
 # norms have no epsilon.
-_DETECTRON = Conventions(
+_DETECTRON = replace(
+    _DETECTRON2,
     norm_eps=0.0,
     anchor_order="ratio",
-    anchor_rounding=False,
-    floor_strides=False,
-    clamp_both=False,
-    min_low_quality=0.0,
-    low_quality_to="most",
-    proposal_side_px=0.0,
-    detection_side_px=-1.0,
     level_rule="detectron",
     roi_aligned=False,
     roi_sampling=2,
     rpn_beta=1 / 9,
     box_beta=1.0,
     sampled_normaliser=True,
-    mask_probs="sigmoid",
-    mask_targets="bitmap",
     paste="expanded",
     window_anchors=True,
 )
 
 CONVENTIONS: dict[Origin, Conventions] = {
     "detectron2": _DETECTRON2,
-    "mmdet": Conventions(
-        norm_eps=1e-5,
+    "mmdet": replace(
+        _DETECTRON2,
         anchor_order="ratio",
-        anchor_rounding=False,
-        floor_strides=False,
         clamp_both=True,
         min_low_quality=0.3,
         low_quality_to="last",
-        proposal_side_px=0.0,
-        detection_side_px=-1.0,
         level_rule="mmdet",
-        roi_aligned=True,
-        roi_sampling=0,
-        rpn_beta=0.0,
-        box_beta=0.0,
         sampled_normaliser=True,
-        mask_probs="sigmoid",
-        mask_targets="bitmap",
-        paste="grid",
     ),
     "torchvision": _TORCHVISION,
     # The published first COCO weights (Mask R-CNN ResNet-50-FPN) were trained before torchvision
@@ -193,7 +174,7 @@ CONVENTIONS: dict[Origin, Conventions] = {
 # The first stage of R-FCN and FCIS, in the code that their authors released. Their second stage has
 # no RoIAlign and no mask head, so what concerns those is not read.
 POSITION_SENSITIVE = replace(
-    CONVENTIONS["detectron2"],
+    _DETECTRON2,
     anchor_order="ratio",
     rpn_beta=1 / 9,
     window_anchors=True,

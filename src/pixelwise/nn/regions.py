@@ -20,7 +20,8 @@ from pixelwise.types import InstanceTarget, MaskCrops
 # A box covered by more than this share of a crowd region is no evidence of background.
 # Source: Detectron, TRAIN.CROWD_FILTER_THRESH.
 CROWD_COVER = 0.7
-UNCOUNTED = -1
+FOREGROUND_IOU = 0.5  # Fast R-CNN (arXiv:1504.08083), section 2.3
+UNCOUNTED = -1  # label of a region that no loss counts
 # Regions that pass a head at once at inference: a mask head holds about 1 MB for each.
 REGIONS_AT_ONCE = 128
 
@@ -44,9 +45,9 @@ class Regions:
 
     Args:
         rois:     [R, 5] image index and xyxy in network-input pixels.
-        labels:   [R] int64: 0..K-1 object, K background, -1 counts for nothing.
+        labels:   [R] int64: 0..K-1 object, K background, `UNCOUNTED`.
         gt_boxes: [R, 4] xyxy of the matched object; arbitrary where there is none.
-        gt_index: [R] int64 position of the matched object in `masks`.
+        gt_index: [R] int64 position of the matched object in `masks`; likewise.
         masks:    the masks of all images, one after another.
         num_classes: K.
     """
@@ -211,7 +212,7 @@ def match_objects(
         low_quality_to: whose they are then, see `match_boxes`.
 
     Returns:
-        [A] int64: position in `target`, -1 background, -2 ignored.
+        [A] int64: position in `target`, `BACKGROUND` or `IGNORED`.
 
     Source:  Faster R-CNN (arXiv:1506.01497), section 3.1.2; crowds as in Detectron.
     """
@@ -226,7 +227,7 @@ def match_objects(
     )  # [A]
     if target.crowd.any():
         covered = pairwise_ioa(boxes, target.boxes[target.crowd]).amax(dim=1)  # [A]
-        matches = matches.masked_fill((matches == -1) & (covered > CROWD_COVER), -2)
+        matches = matches.masked_fill((matches == BACKGROUND) & (covered > CROWD_COVER), IGNORED)
     if len(usable) == 0:
         return matches
     return torch.where(matches >= 0, usable[matches.clamp(min=0)], matches)
@@ -261,7 +262,7 @@ def sample_regions(
         proposals:     of the first stage.
         targets:       one per image.
         count:         regions per image.
-        positive_frac: largest share of regions matched to an object (IoU of at least 0.5).
+        positive_frac: largest share of regions matched to an object.
         background_iou: background overlaps some object by this much at least, so that it is hard.
         num_classes:   K.
 
@@ -275,29 +276,29 @@ def sample_regions(
     for image, target in enumerate(targets):
         boxes = proposals.boxes[image][proposals.valid[image]]  # [N, 4]
         boxes = torch.cat([boxes, target.boxes[usable_objects(target)]])
-        matches = match_objects(boxes, target, high=0.5, low=0.5)  # [N]
+        matches = match_objects(boxes, target, high=FOREGROUND_IOU, low=FOREGROUND_IOU)  # [N]
         if background_iou > 0:
-            far = match_objects(boxes, target, high=0.5, low=background_iou) == BACKGROUND
-            matches = matches.masked_fill(far, IGNORED)
+            far = match_objects(boxes, target, high=FOREGROUND_IOU, low=background_iou)
+            matches = matches.masked_fill(far == BACKGROUND, IGNORED)
         positive, negative = sample_balanced(matches, count=count, positive_frac=positive_frac)
         chosen = torch.cat([positive, negative])  # [S]
         boxes, matches = boxes[chosen], matches[chosen]
         if len(chosen) == 0:
             boxes = boxes.new_tensor([[0.0, 0.0, target.size[1], target.size[0]]])
-            matches = torch.full((1,), -2, device=boxes.device)
-        parts.append((*_learn(boxes, matches, target, image, num_classes), matches + offset))
+            matches = matches.new_full((1,), IGNORED)
+        parts.append((*_label(boxes, matches, target, image, num_classes), matches + offset))
         offset += len(target)
     rois, labels, gt_boxes, gt_index = (torch.cat(part) for part in zip(*parts, strict=True))
     return Regions(rois, labels, gt_boxes, gt_index, join_masks(targets), num_classes)
 
 
-def _learn(
+def _label(
     boxes: Tensor, matches: Tensor, target: InstanceTarget, image: int, num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RoIs [S, 5], labels [S] and matched boxes [S, 4] of the regions of one image."""
     rois = torch.cat([boxes.new_full((len(boxes), 1), float(image)), boxes], dim=1)
     is_object = matches >= 0  # [S]
-    labels = torch.where(matches == -1, num_classes, UNCOUNTED)  # [S]
+    labels = torch.where(matches == BACKGROUND, num_classes, UNCOUNTED)  # [S]
     gt_boxes = boxes.clone()
     labels[is_object] = target.labels[matches[is_object]]
     gt_boxes[is_object] = target.boxes[matches[is_object]]

@@ -22,7 +22,7 @@ from pixelwise.ops.sampling import sample_balanced
 from pixelwise.ops.suppress import greedy_nms
 from pixelwise.types import InstanceTarget, Size
 
-WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of the four deltas; Faster R-CNN (arXiv:1506.01497), eq. 2
+DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # Faster R-CNN (arXiv:1506.01497), eq. 2
 # Faster R-CNN, section 3.1.2 and 3.1.3
 POSITIVE_IOU, NEGATIVE_IOU = 0.7, 0.3
 ANCHORS_PER_IMAGE, POSITIVE_FRAC = 256, 0.5
@@ -196,7 +196,8 @@ class RPN(nn.Module):
             )
             positives.append(positive + image * len(anchors))
             negatives.append(negative + image * len(anchors))
-            deltas.append(encode_boxes(anchors[positive], target.boxes[matches[positive]], WEIGHTS))
+            objects = target.boxes[matches[positive]]  # [P, 4]
+            deltas.append(encode_boxes(anchors[positive], objects, DELTA_WEIGHTS))
         chosen = torch.cat(positives + negatives)  # [S]
         is_object = torch.zeros(len(chosen), device=chosen.device)
         is_object[: sum(map(len, positives))] = 1
@@ -242,10 +243,12 @@ class RPN(nn.Module):
         deltas = torch.cat(deltas, dim=1).flatten(0, 1)  # [B * A, 4]
         deltas = deltas[wanted.chosen[: len(wanted.deltas)]]  # [P, 4]
         rules = self.conventions
-        count = len(wanted.chosen) if rules.sampled_normaliser else ANCHORS_PER_IMAGE * len(targets)
+        count = ANCHORS_PER_IMAGE * len(targets)
+        if rules.sampled_normaliser:
+            count = max(len(wanted.chosen), 1)
         objectness = F.binary_cross_entropy_with_logits(logits, wanted.is_object, reduction="sum")
         box = F.smooth_l1_loss(deltas, wanted.deltas, reduction="sum", beta=rules.rpn_beta)
-        return {"rpn_objectness": objectness / max(count, 1), "rpn_box": box / max(count, 1)}
+        return {"rpn_objectness": objectness / count, "rpn_box": box / count}
 
     @torch.no_grad()
     def decode(
@@ -266,11 +269,16 @@ class RPN(nn.Module):
         """
         anchors = self.anchors.place(maps.logits, size)
         logits, deltas = self._flatten(maps)
-        which = 1 if contents is None else 0
+        phase = 1 if contents is None else 0
         frames = contents or [size] * len(logits[0])
         images = [
             self._propose(
-                [x[image] for x in logits], [x[image] for x in deltas], anchors, frame, which
+                [x[image] for x in logits],
+                [x[image] for x in deltas],
+                anchors,
+                frame=frame,
+                pre_nms=self.pre_nms[phase],
+                post_nms=self.post_nms[phase],
             )
             for image, frame in enumerate(frames)
         ]
@@ -281,18 +289,20 @@ class RPN(nn.Module):
         logits: list[Tensor],
         deltas: list[Tensor],
         anchors: list[Tensor],
+        *,
         frame: Size,
-        which: int,
+        pre_nms: int,
+        post_nms: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Proposals of one image: boxes [N, 4], logits [N], valid [N]."""
         boxes: list[Tensor] = []
         scores: list[Tensor] = []
         levels: list[Tensor] = []
         for level, (x, d, a) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            best, index = best_first(x[None], min(self.pre_nms[which], len(x)))
+            best, index = best_first(x[None], min(pre_nms, len(x)))
             best, index = best[0], index[0]  # [k]
             decoded = decode_boxes(
-                d[index], a[index], WEIGHTS, clamp_both=self.conventions.clamp_both
+                d[index], a[index], DELTA_WEIGHTS, clamp_both=self.conventions.clamp_both
             )
             boxes.append(clip_boxes(decoded, frame))
             scores.append(best)
@@ -303,7 +313,7 @@ class RPN(nn.Module):
         score = score.masked_fill(~(sides > self.conventions.proposal_side_px), float("-inf"))
         kept = greedy_nms(box, score, torch.cat(levels), iou_thresh=NMS_IOU)  # [M] bool
         score = score.masked_fill(~kept, float("-inf"))
-        best, index = best_first(score[None], min(self.post_nms[which], len(score)))
+        best, index = best_first(score[None], min(post_nms, len(score)))
         valid = best[0] > float("-inf")  # [N]
         boxes_out = box[index[0]].masked_fill(~valid[:, None], 0.0)  # [N, 4]
         return boxes_out, best[0].masked_fill(~valid, 0.0), valid

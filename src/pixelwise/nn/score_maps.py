@@ -69,38 +69,6 @@ def make_rpn(
     )
 
 
-def choose_regions(
-    proposals: Proposals,
-    targets: Sequence[InstanceTarget],
-    *,
-    count: int,
-    mine: bool,
-    num_classes: int,
-) -> Regions:
-    """The regions whose error is computed: all there are for OHEM, else a draw.
-
-    Args:
-        proposals:   of the first stage.
-        targets:     one per image.
-        count:       regions per image to draw.
-        mine:        whether the loss will choose the hardest (OHEM).
-        num_classes: K.
-    """
-    if mine:
-        everything = proposals.valid.shape[1] + max(map(len, targets))
-        return sample_regions(
-            proposals, targets, count=everything, positive_frac=1.0, num_classes=num_classes
-        )
-    return sample_regions(
-        proposals,
-        targets,
-        count=count,
-        positive_frac=POSITIVE_FRAC,
-        background_iou=BACKGROUND_IOU,
-        num_classes=num_classes,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class PartGrid:
     """How a region is read out of position-sensitive maps.
@@ -160,11 +128,13 @@ class ScoreMaps(nn.Module):
         box_blocks:  1; 2 where a checkpoint has maps for the background's box too, never read.
         width:       channels after the first convolution.
         weights:     of the four deltas.
+        regions_per_image: to learn from.
+        with_ohem:   learn from those with the largest error (OHEM), instead of drawing them.
 
     Source:  R-FCN (arXiv:1605.06409), section 2; FCIS (arXiv:1611.07709), section 3.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the knobs in which R-FCN and FCIS differ)
         self,
         in_channels: int,
         num_classes: int,
@@ -174,12 +144,16 @@ class ScoreMaps(nn.Module):
         box_blocks: int,
         width: int,
         weights: tuple[float, float, float, float],
+        regions_per_image: int,
+        with_ohem: bool,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.grid = grid
         self.sides = 2 if with_masks else 1
         self.weights = weights
+        self.regions_per_image = regions_per_image
+        self.with_ohem = with_ohem
         cells = grid.parts**2
         self.reduce = ConvNormAct(in_channels, width, 1, norm=None)
         self.class_maps = nn.Conv2d(width, (num_classes + 1) * self.sides * cells, 1)
@@ -217,6 +191,26 @@ class ScoreMaps(nn.Module):
         moved = decode_boxes(deltas, boxes, self.weights)
         last = moved.new_tensor([0.0, 0.0, 1.0, 1.0])
         return clip_boxes(moved - last, size, plus_one=True) + last
+
+    def sample(self, proposals: Proposals, targets: Sequence[InstanceTarget]) -> Regions:
+        """The regions whose error is computed: for OHEM all, since `loss` chooses; else a draw."""
+        if self.with_ohem:
+            everything = proposals.valid.shape[1] + max(map(len, targets))
+            return sample_regions(
+                proposals,
+                targets,
+                count=everything,
+                positive_frac=1.0,
+                num_classes=self.num_classes,
+            )
+        return sample_regions(
+            proposals,
+            targets,
+            count=self.regions_per_image,
+            positive_frac=POSITIVE_FRAC,
+            background_iou=BACKGROUND_IOU,
+            num_classes=self.num_classes,
+        )
 
     def targets(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """What the regions matched to an object should predict; zeros for the others.
@@ -264,24 +258,21 @@ class ScoreMaps(nn.Module):
             found["mask"] = MASK_WEIGHT * wrong.mean(dim=(1, 2)) * inside
         return found
 
-    def loss(
-        self, output: RegionOutput, regions: Regions, *, images: int, count: int, mine: bool
-    ) -> dict[str, Tensor]:
+    def loss(self, output: RegionOutput, regions: Regions, *, images: int) -> dict[str, Tensor]:
         """Cross entropy, box error and, with masks, mask error of the regions that are learnt from.
 
-        The class loss is their mean; the others are sums over `count` per image, so that an object
-        weighs the same in every image however many there are.
+        The class loss is their mean; the others are sums divided by `regions_per_image`, so that an
+        object weighs the same in every image however many there are.
 
         Args:
             output:  of `predict`.
-            regions: the R regions.
+            regions: R regions of `sample`.
             images:  B.
-            count:   regions per image to learn from.
-            mine:    learn from those with the largest error only (OHEM); else from all.
         """
         errors = self.errors(output, regions)
         chosen = regions.labels != UNCOUNTED  # [R]
-        if mine:
+        count = self.regions_per_image
+        if self.with_ohem:
             total = torch.stack(list(errors.values())).sum(dim=0).detach()
             total = total.masked_fill(~chosen, float("-inf"))
             chosen = sample_hardest(total, regions.rois[:, 0].long(), count=count)

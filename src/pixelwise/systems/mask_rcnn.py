@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.backbones import build_backbone
+from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.backbones.resnet import RESNETS, STYLES, make_stage
-from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk, MeanTrunk
+from pixelwise.nn.box_head import TRUNKS, BoxHead, BoxOutput, ConvTrunk, MeanTrunk, TrunkKind
 from pixelwise.nn.conventions import CONVENTIONS, Origin
 from pixelwise.nn.detections import Detections
 from pixelwise.nn.fpn import FPN
 from pixelwise.nn.mask_head import MaskHead
 from pixelwise.nn.norm import NORMS
-from pixelwise.nn.regions import RegionPool, on_regions, sample_regions
+from pixelwise.nn.regions import RegionPool, on_regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
 from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
+
+_BOX_SIDE, _MASK_SIDE = 7, 14  # cells of pooled regions; figure 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class MaskRCNNConfig:
     backbone_style: str | None = None
     neck: Literal["fpn", "c4", "dc5"] = "fpn"
     channels: int = 256
-    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    box_head: TrunkKind = "2fc"
     head_norm: Literal["batch", "group", "sync"] | None = None
     rpn_convs: int = 1
     class_agnostic_masks: bool = False
@@ -87,7 +89,7 @@ class MaskRCNNConfig:
             {
                 "backbone_norm": NORMS,
                 "neck": ("fpn", "c4", "dc5"),
-                "box_head": ("2fc", "4conv1fc"),
+                "box_head": tuple(TRUNKS),
                 "head_norm": (*NORMS, None),
                 "conventions": get_args(Origin),
             },
@@ -141,21 +143,21 @@ class MaskRCNN(nn.Module):
         self.cfg = cfg
         rules = CONVENTIONS[cfg.conventions]
         self.backbone = _backbone(cfg)
-        strides = cast("tuple[int, ...]", self.backbone.strides)
-        widths = cast("tuple[int, ...]", self.backbone.channels)
+        strides, widths = self.backbone.strides, self.backbone.channels
         with_pyramid = cfg.neck == "fpn"
         self.neck = FPN(widths, cfg.channels, norm=cfg.head_norm) if with_pyramid else nn.Identity()
         width = cfg.channels if with_pyramid else widths[-1]
         self.rpn = _rpn(cfg, width, strides)
-        self.box_pool = RegionPool(
-            side=14 if cfg.neck == "c4" else 7, strides=strides, conventions=rules
-        )
-        self.mask_pool = RegionPool(side=14, strides=strides, conventions=rules)
+        # "c4" pools as finely for boxes as for masks: layer4 halves both.
+        box_side = _MASK_SIDE if cfg.neck == "c4" else _BOX_SIDE
+        self.box_pool = RegionPool(side=box_side, strides=strides, conventions=rules)
+        self.mask_pool = RegionPool(side=_MASK_SIDE, strides=strides, conventions=rules)
         self.region_stage, width = _region_stage(cfg, width)
         self.box_head = BoxHead(
             _trunk(cfg, width),
             cfg.num_classes,
             rules,
+            regions_per_image=cfg.regions_per_image,
             score_thresh=cfg.score_thresh,
             iou_thresh=cfg.iou_thresh,
             detections=cfg.detections_per_image,
@@ -215,13 +217,9 @@ class MaskRCNN(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         pyramid = self.pyramid(images)
         maps = self.rpn.predict(pyramid)
-        with torch.no_grad():  # proposals are inputs of stage two, not differentiated through
-            regions = sample_regions(
-                self.rpn.decode(maps, size, contents=[target.size for target in targets]),
-                targets,
-                count=self.cfg.regions_per_image,
-                num_classes=self.cfg.num_classes,
-            )
+        # Proposals carry no gradient: the first stage learns from its own losses.
+        proposals = self.rpn.decode(maps, size, contents=[target.size for target in targets])
+        regions = self.box_head.sample(proposals, targets)
         boxes = self.box_head.predict(self.box_features(pyramid, regions.rois))
         inside = regions.foreground()  # masks are defined for matched regions only
         masks = self.mask_head.predict(self.mask_features(pyramid, inside.rois))
@@ -242,7 +240,7 @@ class MaskRCNN(nn.Module):
         return self.mask_head.decode(Detections(*raw[:4]), raw.mask_logits, sizes)
 
 
-def _backbone(cfg: MaskRCNNConfig) -> nn.Module:
+def _backbone(cfg: MaskRCNNConfig) -> Backbone:
     levels = {"fpn": (2, 3, 4, 5), "c4": (4,), "dc5": (5,)}[cfg.neck]
     rules = CONVENTIONS[cfg.conventions]
     knobs = rules.backbone_knobs(cfg.backbone, cfg.backbone_norm)
@@ -297,12 +295,12 @@ def _region_stage(cfg: MaskRCNNConfig, channels: int) -> tuple[nn.Module, int]:
 def _trunk(cfg: MaskRCNNConfig, channels: int) -> ConvTrunk | MeanTrunk:
     if cfg.neck == "c4":
         return MeanTrunk(channels)
-    with_convs = cfg.box_head == "4conv1fc"
+    convs, fcs = TRUNKS[cfg.box_head]
     return ConvTrunk(
         channels,
-        7,
-        convs=4 if with_convs else 0,
-        fcs=1 if with_convs else 2,
+        _BOX_SIDE,
+        convs=convs,
+        fcs=fcs,
         channels=cfg.channels,
         out_features=4 * cfg.channels,
         norm=cfg.head_norm,

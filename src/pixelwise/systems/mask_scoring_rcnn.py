@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
 from pixelwise.nn.backbones import Backbone, build_backbone
-from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk
+from pixelwise.nn.box_head import TRUNKS, BoxHead, BoxOutput, ConvTrunk, TrunkKind
 from pixelwise.nn.conventions import CONVENTIONS, Origin
 from pixelwise.nn.detections import Detections
 from pixelwise.nn.fpn import FPN
 from pixelwise.nn.mask_head import MaskHead
 from pixelwise.nn.mask_iou_head import MaskIoUHead, MaskIoUPool
 from pixelwise.nn.norm import NORMS
-from pixelwise.nn.regions import RegionPool, on_regions, sample_regions
+from pixelwise.nn.regions import RegionPool, on_regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
 from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
@@ -66,7 +66,7 @@ class MaskScoringRCNNConfig:
     backbone_norm: str = "frozen"
     backbone_style: str | None = None
     channels: int = 256
-    box_head: Literal["2fc", "4conv1fc"] = "2fc"
+    box_head: TrunkKind = "2fc"
     head_norm: str | None = None
     iou_pool: MaskIoUPool = "flatten"
     conventions: Origin = "detectron2"
@@ -83,7 +83,7 @@ class MaskScoringRCNNConfig:
             self,
             {
                 "backbone_norm": NORMS,
-                "box_head": ("2fc", "4conv1fc"),
+                "box_head": tuple(TRUNKS),
                 "head_norm": (*NORMS, None),
                 "iou_pool": get_args(MaskIoUPool),
                 "conventions": get_args(Origin),
@@ -95,7 +95,7 @@ class MaskScoringRCNNConfig:
             )
 
 
-class MaskScoringRCNNRaw(NamedTuple):
+class Raw(NamedTuple):
     """D detections per image, best class score first; zeros where not valid.
 
     boxes: [B, D, 4] xyxy in network-input pixels. scores: [B, D] in [0, 1], of the class.
@@ -113,7 +113,7 @@ class MaskScoringRCNNRaw(NamedTuple):
 
 
 class MaskScoringRCNN(nn.Module):
-    """Mask R-CNN with a fourth branch that judges the masks (a `System`).
+    """Mask R-CNN with a fourth branch that judges the masks.
 
     The class score ranks boxes; masks are ranked by it times the IoU that the fourth branch expects
     of the mask with its object. Boxes, classes and masks themselves stay Mask R-CNN's.
@@ -153,19 +153,20 @@ class MaskScoringRCNN(nn.Module):
         )
         self.box_pool = RegionPool(side=_BOX_SIDE, strides=strides, conventions=rules)
         self.mask_pool = RegionPool(side=_MASK_SIDE, strides=strides, conventions=rules)
-        with_convs = cfg.box_head == "4conv1fc"
+        convs, fcs = TRUNKS[cfg.box_head]
         self.box_head = BoxHead(
             ConvTrunk(
                 width,
                 _BOX_SIDE,
-                convs=4 if with_convs else 0,
-                fcs=1 if with_convs else 2,
+                convs=convs,
+                fcs=fcs,
                 channels=width,
                 out_features=4 * width,
                 norm=cfg.head_norm,
             ),
             cfg.num_classes,
             rules,
+            regions_per_image=cfg.regions_per_image,
             score_thresh=cfg.score_thresh,
             iou_thresh=cfg.iou_thresh,
             detections=cfg.detections_per_image,
@@ -184,7 +185,7 @@ class MaskScoringRCNN(nn.Module):
         """Feature maps [B, C, h_l, w_l] of the first stage, finest first."""
         return self.neck(self.backbone(images))
 
-    def forward(self, images: Tensor) -> MaskScoringRCNNRaw:
+    def forward(self, images: Tensor) -> Raw:
         """Detect, segment and judge.
 
         Args:
@@ -206,7 +207,7 @@ class MaskScoringRCNN(nn.Module):
         boxes = BoxOutput(*on_regions(classify, proposals.boxes, proposals.valid))
         found = self.box_head.decode(boxes, proposals, size)
         masks, ious = on_regions(segment, found.boxes, found.valid, found.labels)
-        return MaskScoringRCNNRaw(*found, masks, found.scores * ious)
+        return Raw(*found, masks, found.scores * ious)
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """The five losses of Mask R-CNN and that of the mask IoU, all with weight 1.
@@ -221,13 +222,9 @@ class MaskScoringRCNN(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         pyramid = self.pyramid(images)
         maps = self.rpn.predict(pyramid)
-        with torch.no_grad():  # proposals are inputs of stage two, not differentiated through
-            regions = sample_regions(
-                self.rpn.decode(maps, size, contents=[target.size for target in targets]),
-                targets,
-                count=self.cfg.regions_per_image,
-                num_classes=self.cfg.num_classes,
-            )
+        # Proposals carry no gradient: the first stage learns from its own losses.
+        proposals = self.rpn.decode(maps, size, contents=[target.size for target in targets])
+        regions = self.box_head.sample(proposals, targets)
         boxes = self.box_head.predict(self.box_pool(pyramid, regions.rois))
         inside = regions.foreground()  # masks are defined for matched regions only
         features = self.mask_pool(pyramid, inside.rois)
@@ -243,9 +240,7 @@ class MaskScoringRCNN(nn.Module):
         )
 
     @torch.no_grad()
-    def decode(
-        self, raw: MaskScoringRCNNRaw, sizes: Sequence[ImageSize]
-    ) -> list[InstancePrediction]:
+    def decode(self, raw: Raw, sizes: Sequence[ImageSize]) -> list[InstancePrediction]:
         """Bring the detections back to the original pictures and paste their masks.
 
         Detections stay in the order of their class scores; masks are ranked by `mask_scores`.

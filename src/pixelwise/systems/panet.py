@@ -13,7 +13,7 @@ from pixelwise.errors import UsageError
 from pixelwise.nn.adaptive_pooling import AdaptivePool, Fusion, LevelFusion
 from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.blocks import ConvNormAct
-from pixelwise.nn.box_head import BoxHead, BoxOutput, ConvTrunk
+from pixelwise.nn.box_head import TRUNKS, BoxHead, BoxOutput, ConvTrunk, TrunkKind
 from pixelwise.nn.conventions import CONVENTIONS, Conventions, Origin
 from pixelwise.nn.detections import Detections
 from pixelwise.nn.fpn import FPN
@@ -21,7 +21,7 @@ from pixelwise.nn.fully_connected_fusion import FullyConnectedFusion
 from pixelwise.nn.mask_head import MaskHead
 from pixelwise.nn.norm import NORMS
 from pixelwise.nn.path_aggregation import PathAggregation
-from pixelwise.nn.regions import RegionPool, on_regions, sample_regions
+from pixelwise.nn.regions import RegionPool, on_regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
 from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
@@ -81,7 +81,7 @@ class PANetConfig:
     path: Path = "relu"
     neck_norm: str | None = "group"
     fusion: Fusion | None = "max"
-    box_head: Literal["4conv1fc", "2fc"] = "4conv1fc"
+    box_head: TrunkKind = "4conv1fc"
     mask_branch: Literal["relu", "linear"] | None = "relu"
     head_norm: str | None = "group"
     conventions: Origin = "detectron2"
@@ -101,7 +101,7 @@ class PANetConfig:
                 "path": get_args(Path),
                 "neck_norm": (*NORMS, None),
                 "fusion": (*get_args(Fusion), None),
-                "box_head": ("4conv1fc", "2fc"),
+                "box_head": tuple(TRUNKS),
                 "mask_branch": ("relu", "linear", None),
                 "head_norm": (*NORMS, None),
                 "conventions": get_args(Origin),
@@ -113,7 +113,7 @@ class PANetConfig:
             )
 
 
-class PANetRaw(NamedTuple):
+class Raw(NamedTuple):
     """D detections per image, best first, in network-input pixels; zeros where not valid.
 
     boxes: [B, D, 4] xyxy. scores: [B, D] in [0, 1]. labels: [B, D] int64. valid: [B, D] bool.
@@ -128,7 +128,7 @@ class PANetRaw(NamedTuple):
 
 
 class PANet(nn.Module):
-    """Mask R-CNN in which information travels shorter ways (a `System`).
+    """Mask R-CNN in which information travels shorter ways.
 
     A bottom-up path carries details to the coarse levels, every region is pooled from all levels
     and each head keeps the strongest response, and a fully connected view is added to the masks.
@@ -180,6 +180,7 @@ class PANet(nn.Module):
             _box_trunk(cfg, len(strides)),
             cfg.num_classes,
             rules,
+            regions_per_image=cfg.regions_per_image,
             score_thresh=cfg.score_thresh,
             iou_thresh=cfg.iou_thresh,
             detections=cfg.detections_per_image,
@@ -190,7 +191,7 @@ class PANet(nn.Module):
         """N levels [B, C, h_l, w_l] of the first stage, finest first."""
         return self.path(self.neck(self.backbone(images)))
 
-    def forward(self, images: Tensor) -> PANetRaw:
+    def forward(self, images: Tensor) -> Raw:
         """Detect and segment.
 
         Args:
@@ -208,7 +209,7 @@ class PANet(nn.Module):
 
         boxes = BoxOutput(*on_regions(classify, proposals.boxes, proposals.valid))
         found = self.box_head.decode(boxes, proposals, size)
-        return PANetRaw(*found, *on_regions(segment, found.boxes, found.valid, found.labels))
+        return Raw(*found, *on_regions(segment, found.boxes, found.valid, found.labels))
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """The five losses of joint training, those of Mask R-CNN, all with weight 1.
@@ -223,13 +224,9 @@ class PANet(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         pyramid = self.pyramid(images)
         maps = self.rpn.predict(pyramid)
-        with torch.no_grad():  # proposals are inputs of stage two, not differentiated through
-            regions = sample_regions(
-                self.rpn.decode(maps, size, contents=[target.size for target in targets]),
-                targets,
-                count=self.cfg.regions_per_image,
-                num_classes=self.cfg.num_classes,
-            )
+        # Proposals carry no gradient: the first stage learns from its own losses.
+        proposals = self.rpn.decode(maps, size, contents=[target.size for target in targets])
+        regions = self.box_head.sample(proposals, targets)
         boxes = self.box_head.predict(self.box_pool(pyramid, regions.rois))
         inside = regions.foreground()  # masks are defined for matched regions only
         masks = self.mask_head.predict(self.mask_pool(pyramid, inside.rois))
@@ -240,7 +237,7 @@ class PANet(nn.Module):
         )
 
     @torch.no_grad()
-    def decode(self, raw: PANetRaw, sizes: Sequence[ImageSize]) -> list[InstancePrediction]:
+    def decode(self, raw: Raw, sizes: Sequence[ImageSize]) -> list[InstancePrediction]:
         """Bring the detections back to the original pictures and paste their masks.
 
         Args:
@@ -253,20 +250,19 @@ class PANet(nn.Module):
 def _box_trunk(cfg: PANetConfig, levels: int) -> ConvTrunk:
     """The first layer once per level, then fusion, then the rest; or the plain trunk."""
     width, features = cfg.channels, 4 * cfg.channels
-    with_convs = cfg.box_head == "4conv1fc"
-    # Only group norm works on the single vector behind a fully connected layer.
-    fc_norm = "group" if cfg.head_norm == "group" and not with_convs else None
+    convs, fcs = TRUNKS[cfg.box_head]
     knobs: dict[str, Any] = {"channels": width, "out_features": features, "norm": cfg.head_norm}
-    knobs["fc_norm"] = fc_norm
+    # Only group norm works on the single vector behind a fully connected layer.
+    knobs["fc_norm"] = "group" if cfg.head_norm == "group" and not convs else None
     if cfg.fusion is None:
-        convs, fcs = (4, 1) if with_convs else (0, 2)
         return ConvTrunk(width, _BOX_SIDE, convs=convs, fcs=fcs, **knobs)
-    if with_convs:
+    if convs:
         first = [ConvNormAct(width, width, 3, norm=cfg.head_norm) for _ in range(levels)]
         fuse = LevelFusion(first, cfg.fusion)
-        return ConvTrunk(width, _BOX_SIDE, convs=3, fcs=1, fuse=fuse, **knobs)
-    single = [ConvTrunk(width, _BOX_SIDE, fcs=1, **knobs) for _ in range(levels)]
-    return ConvTrunk(features, 1, fcs=1, fuse=LevelFusion(single, cfg.fusion), **knobs)
+        return ConvTrunk(width, _BOX_SIDE, convs=convs - 1, fcs=fcs, fuse=fuse, **knobs)
+    first = [ConvTrunk(width, _BOX_SIDE, convs=0, fcs=1, **knobs) for _ in range(levels)]
+    fuse = LevelFusion(first, cfg.fusion)
+    return ConvTrunk(features, 1, convs=0, fcs=fcs - 1, fuse=fuse, **knobs)
 
 
 def _mask_head(cfg: PANetConfig, levels: int, rules: Conventions) -> MaskHead:

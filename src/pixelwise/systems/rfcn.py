@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pixelwise.nn.backbones import build_backbone
+from pixelwise.nn.backbones import Backbone, build_backbone
 from pixelwise.nn.backbones.resnet import RESNETS
 from pixelwise.nn.detections import place_in_pictures
 from pixelwise.nn.regions import on_regions
-from pixelwise.nn.score_maps import PartGrid, ScoreMaps, choose_regions, make_rpn
+from pixelwise.nn.score_maps import PartGrid, ScoreMaps, make_rpn
 from pixelwise.ops.rle import fill_boxes
 from pixelwise.ops.suppress import classwise_nms
 from pixelwise.settings import check_config
@@ -107,17 +107,16 @@ class RFCN(nn.Module):
     def __init__(self, cfg: RFCNConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        ours = cfg.backbone in RESNETS
-        self.backbone = build_backbone(
+        self.backbone: Backbone = build_backbone(
             cfg.backbone,
             in_channels=cfg.in_channels,
             output_stride=16,
             levels=(4, 5),
             norm=cfg.backbone_norm,
-            style=cfg.backbone_style or ("fcis" if ours else None),
+            style=cfg.backbone_style or ("fcis" if cfg.backbone in RESNETS else None),
         )
-        shared, deep = cast("tuple[int, int]", self.backbone.channels)
-        stride = cast("int", self.backbone.strides[-1])
+        shared, deep = self.backbone.channels
+        stride = self.backbone.strides[-1]
         self.rpn = make_rpn(
             shared,
             hidden=cfg.rpn_width,
@@ -135,6 +134,8 @@ class RFCN(nn.Module):
             box_blocks=1,
             width=cfg.width,
             weights=DELTA_WEIGHTS,
+            regions_per_image=cfg.regions_per_image,
+            with_ohem=cfg.with_ohem,
         )
         self.CLASS_ROWS = {"score_maps.class_maps": cfg.parts**2}
 
@@ -169,22 +170,13 @@ class RFCN(nn.Module):
         """
         size = (images.shape[-2], images.shape[-1])
         shared, deep = self.backbone(images)
-        first = self.rpn.predict([shared])
-        with torch.no_grad():  # proposals are inputs of stage two, not differentiated through
-            regions = choose_regions(
-                self.rpn.decode(first, size, contents=[target.size for target in targets]),
-                targets,
-                count=self.cfg.regions_per_image,
-                mine=self.cfg.with_ohem,
-                num_classes=self.cfg.num_classes,
-            )
+        maps = self.rpn.predict([shared])
+        # Proposals carry no gradient: the first stage learns from its own losses.
+        proposals = self.rpn.decode(maps, size, contents=[target.size for target in targets])
+        regions = self.score_maps.sample(proposals, targets)
         output = self.score_maps.predict(self.score_maps(deep), regions.rois)
-        return self.rpn.loss(first, size, targets) | self.score_maps.loss(
-            output,
-            regions,
-            images=len(targets),
-            count=self.cfg.regions_per_image,
-            mine=self.cfg.with_ohem,
+        return self.rpn.loss(maps, size, targets) | self.score_maps.loss(
+            output, regions, images=len(targets)
         )
 
     @torch.no_grad()
