@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pixelwise.ops import suppress
 from pixelwise.ops.boxes import pairwise_iou
 from pixelwise.ops.suppress import (
     _fast_nms,
@@ -47,6 +48,49 @@ def test_equals_a_loop_and_torchvision(n: int, seed: int, thresh: float) -> None
     alone = greedy_nms(boxes, scores, None, iou_thresh=thresh)
     theirs = torchvision.ops.nms(boxes, scores, thresh)
     assert alone.nonzero()[:, 0].tolist() == theirs.sort().values.tolist()
+
+
+def tiles(n: int, seed: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes on a grid of 6 x 6: overlaps are fractions that meet thresholds, some boxes are equal,
+    some empty, scores are of three values, most classes have few boxes and the first has many."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.randint(0, 4, (n, 2), generator=g)
+    boxes = torch.cat([corner, corner + torch.randint(0, 4, (n, 2), generator=g)], 1).float()
+    labels = torch.randint(0, classes, (n,), generator=g)
+    labels[torch.rand(n, generator=g) < 0.3] = 0
+    return boxes, torch.randint(0, 3, (n,), generator=g) / 2, labels
+
+
+EXACT = st.sampled_from([0.0, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 0.7, 1.0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10_000), EXACT, st.sampled_from([1, 2, 9, 50]))
+def test_groups_of_any_size_equal_torchvision_group_by_group(
+    n: int, seed: int, thresh: float, classes: int
+) -> None:
+    """To the bit where an overlap meets the threshold: 3/10 in float32 is above 0.3."""
+    boxes, scores, groups = tiles(n, seed, classes)
+    wanted = torch.zeros(n, dtype=torch.bool)
+    for group in groups.unique():
+        own = (groups == group).nonzero()[:, 0]
+        wanted[own[torchvision.ops.nms(boxes[own], scores[own], thresh)]] = True
+    with pytest.MonkeyPatch.context() as patch:
+        for pairs in (0, 1 << 30):  # a call for every group; all groups at once
+            patch.setattr(suppress, "_CALL_PAIRS", pairs)
+            for chunk in (3, 1 << 14):
+                patch.setattr(suppress, "_PAIR_CHUNK", chunk)
+                assert torch.equal(greedy_nms(boxes, scores, groups, iou_thresh=thresh), wanted)
+
+
+def test_at_the_threshold_many_groups_do_as_one() -> None:
+    """torchvision compares in float64, where the float32 overlap 3/10 is above 0.3."""
+    boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]])
+    scores = torch.tensor([0.9, 0.8])
+    assert torchvision.ops.nms(boxes, scores, 0.3).tolist() == [0]
+    groups = torch.tensor([4, 4])
+    assert greedy_nms(boxes, scores, groups, iou_thresh=0.3).tolist() == [True, False]
+    assert greedy_nms(boxes, scores, groups, iou_thresh=0.31).tolist() == [True, True]
 
 
 def test_threshold_is_strict_and_ties_rank_by_position() -> None:
@@ -140,8 +184,8 @@ def test_fast_keeps_part_of_what_greedy_does(n: int, seed: int, thresh: float) -
     scores = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed))
     how = {"iou_thresh": thresh, "top_k": n, "count": 3 * n}
     kept = {}
-    for name, suppress in (("fast", fast_nms), ("greedy", top_k_nms)):
-        where, labels, values = suppress(boxes, scores, **how)
+    for name, run in (("fast", fast_nms), ("greedy", top_k_nms)):
+        where, labels, values = run(boxes, scores, **how)
         assert (values.diff() <= 0).all()
         stays = values >= 0
         kept[name] = set(zip(where[stays].tolist(), labels[stays].tolist(), strict=True))
@@ -151,6 +195,87 @@ def test_fast_keeps_part_of_what_greedy_does(n: int, seed: int, thresh: float) -
         for i in range(n):
             better = scores[:, k] > scores[i, k]
             assert ((i, k) in kept["fast"]) == (not (iou[i][better] > thresh).any())
+
+
+def slow_table_nms(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int, greedy: bool
+) -> list[tuple[int, int, float]]:
+    """(position, label, score) as the definitions of `fast_nms` and `top_k_nms` say, best first.
+
+    As torchvision, greedy suppression compares in float64; the matrix form compares in float32.
+    """
+    iou, found = pairwise_iou(boxes, boxes), []
+    rivals = (iou.double() if greedy else iou) > iou_thresh
+    for k in range(scores.shape[1]):
+        values = scores[:, k].tolist()
+        ranked = sorted((i for i in range(len(boxes)) if values[i] >= 0), key=lambda i: -values[i])
+        better: list[int] = []
+        for i in ranked[:top_k]:
+            stays = not any(rivals[j, i] for j in better)
+            if stays:
+                found.append((i, k, values[i]))
+            if stays or not greedy:
+                better.append(i)
+    return sorted(found, key=lambda d: -d[2])[:count]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 40),
+    st.integers(0, 10_000),
+    EXACT,
+    st.sampled_from([1, 4, 30]),
+    st.sampled_from([1, 5, 200]),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_tables_of_scores_equal_a_loop(
+    n: int, seed: int, thresh: float, classes: int, top_k: int, share: float
+) -> None:
+    """Ties rank by position, then by class; candidates in one class, in some classes, in all."""
+    boxes, _, labels = tiles(n, seed, classes)
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 5, (n, classes), generator=g) / 4
+    candidate = torch.rand(n, classes, generator=g) < share
+    candidate[torch.arange(n), labels] = torch.rand(n, generator=g) < 0.9
+    scores[~candidate] = -1.0
+    how = {"iou_thresh": thresh, "top_k": top_k, "count": 25}
+    places = min(25, classes * min(top_k, n))
+    ways = [{}, {"_ALL_PAIRS": -1}, {"_FEW_CANDIDATES": 0}, {"_PAIR_CHUNK": 3, "_ALL_PAIRS": -1}]
+    for run in (fast_nms, top_k_nms):
+        wanted = slow_table_nms(boxes, scores, **how, greedy=run is top_k_nms)
+        for way in ways:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in way.items():
+                    patch.setattr(suppress, name, value)
+                where, labels, values = run(boxes, scores, **how)
+            ours = list(zip(where.tolist(), labels.tolist(), values.tolist(), strict=True))
+            assert len(ours) == places
+            assert ours[: len(wanted)] == wanted, (run, way)
+            assert all(value == -1 for _, _, value in ours[len(wanted) :])
+
+
+@pytest.mark.parametrize("run", [fast_nms, top_k_nms])
+def test_half_precision_is_taken_and_kept(run) -> None:
+    boxes, _, _ = crowd(12, 5)
+    scores = torch.rand(12, 3, generator=torch.Generator().manual_seed(5)).bfloat16()
+    how = {"iou_thresh": 0.5, "top_k": 9, "count": 20}
+    half, whole = run(boxes, scores, **how), run(boxes, scores.float(), **how)
+    assert half[2].dtype == torch.bfloat16
+    assert all(torch.equal(a.float(), b.float()) for a, b in zip(half, whole, strict=True))
+
+
+@pytest.mark.parametrize("run", [fast_nms, top_k_nms])
+def test_boxes_shared_by_all_classes_are_as_those_of_one_class_each(run) -> None:
+    """Three hundred boxes in eighty classes, as a trained network scores them."""
+    boxes, _, _ = crowd(300, 5, 400.0)
+    scores = torch.rand(300, 80, generator=torch.Generator().manual_seed(5))
+    how = {"iou_thresh": 0.5, "top_k": 50, "count": 10_000}
+    where, labels, values = run(boxes, scores, **how)
+    for k in (0, 41, 79):
+        own = torch.full_like(scores, -1.0)
+        own[:, k] = scores[:, k]
+        alone, _, best = run(boxes, own, **how)
+        assert where[(labels == k) & (values >= 0)].tolist() == alone[best >= 0].tolist()
 
 
 def test_fast_ignores_negative_scores_and_fills_up() -> None:

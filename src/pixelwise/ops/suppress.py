@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision
 from torch import Tensor
@@ -12,8 +14,14 @@ from torch.nn import functional as F
 
 from pixelwise.ops.boxes import pairwise_iou
 
-_PAIR_CHUNK = 1 << 22  # mask pixels turned to float32 at a time: 16 MB
-_OVERLAP_CHUNK = 1 << 17  # pairs of boxes at a time: what a core's cache holds
+Positions = npt.NDArray[np.intp]
+Floats = npt.NDArray[np.float32]
+
+_PIXEL_CHUNK = 1 << 22  # mask pixels turned to float32 at a time: 16 MB
+_PAIR_CHUNK = 1 << 14  # pairs of boxes at a time: what a core's cache holds
+_CALL_PAIRS = 512  # so many pairs take as long as a call of torchvision's operator
+_ALL_PAIRS = 1 << 24  # ranks of all pairs of boxes in all classes, at worst: 64 MB
+_FEW_CANDIDATES = 1 << 16  # more are not sorted before most of them are out
 
 
 def greedy_nms(
@@ -39,15 +47,36 @@ def greedy_nms(
         return _nms(boxes, scores, iou_thresh)
     if torch.compiler.is_compiling():
         return _nms(_apart(boxes, groups), scores, iou_thresh)
-    order = groups.argsort(stable=True)  # [N], group by group
     sizes = _group_sizes(groups)
+    if sum(n * (n - 1) // 2 for n in sizes) <= _CALL_PAIRS * len(sizes):
+        return _greedy_of_small_groups(boxes, scores, groups, sizes, iou_thresh)
+    order = groups.argsort(stable=True)  # [N], group by group
     parts = (x.split(sizes) for x in (order, boxes[order], scores[order]))
     kept = [
         index if len(index) == 1 else index[torchvision.ops.nms(own, values, iou_thresh)]
         for index, own, values in zip(*parts, strict=True)
     ]
     keep = torch.zeros_like(scores, dtype=torch.bool)  # [N]
-    return keep.index_fill_(0, torch.cat(kept), True) if kept else keep
+    return keep.index_fill_(0, torch.cat(kept), True)
+
+
+def _greedy_of_small_groups(
+    boxes: Tensor, scores: Tensor, groups: Tensor, sizes: list[int], iou_thresh: float
+) -> Tensor:
+    """`greedy_nms` where most boxes have no rival and only those that have take part in the loop.
+
+    As torchvision's operator, it compares the float32 overlap with the threshold in float64.
+    """
+    order = np.lexsort((-_array(scores), _array(groups)))  # [N], group by group, best first
+    rivals = _rivals(_array(boxes)[order], np.array(sizes, np.intp), np.float64(iou_thresh))
+    falls = bytearray(len(order))
+    for first, second in rivals:
+        for better, worse in zip(first.tolist(), second.tolist(), strict=True):
+            if not falls[better]:  # sequential by nature: only what stays may suppress
+                falls[worse] = 1
+    keep = np.ones(len(order), bool)  # [N]
+    keep[order[np.frombuffer(falls, bool)]] = False
+    return torch.from_numpy(keep).to(boxes.device)
 
 
 def classwise_nms(
@@ -102,11 +131,15 @@ def pairwise_mask_iou(masks: Tensor) -> Tensor:
     """
     n, pixels = masks.shape
     shared = torch.zeros(n, n, device=masks.device)
-    step = max(1, _PAIR_CHUNK // max(1, n))
+    step = max(1, _PIXEL_CHUNK // max(1, n))
     # Products of 0 and 1 are exact in any precision, sums of them only without mixed precision.
     with torch.autocast(masks.device.type, enabled=False):
         for first in range(0, pixels, step):
-            part = masks[:, first : first + step].float()
+            part = masks[:, first : first + step]
+            if part.device.type == "cpu":  # where most time goes, and most pixels are in no mask
+                drawn = part.numpy()
+                part = torch.from_numpy(drawn[:, drawn.any(axis=0)])
+            part = part.float()
             shared += part @ part.T
     areas = shared.diagonal()  # [N]
     return shared / (areas[:, None] + areas - shared).clamp(min=1)
@@ -200,32 +233,28 @@ def fast_nms(
 
     Source:  YOLACT (arXiv:1904.02689), section 4.3.
     """
-    candidates, classes = min(top_k, len(boxes)), scores.shape[1]
-    count = min(count, classes * candidates)
+    count = min(count, scores.shape[1] * min(top_k, len(boxes)))
     if torch.compiler.is_compiling():
-        return _fast_nms(boxes, scores, iou_thresh=iou_thresh, top_k=candidates, count=count)
-    # Only classes that have candidates, and no more places than the largest of them needs.
-    present = (scores >= 0).sum(dim=0)  # [K]
-    some = present.nonzero()[:, 0]
-    if not len(some):
-        return some.new_zeros(count), some.new_zeros(count), scores.new_full((count,), -1.0)
-    candidates = min(candidates, int(present.amax()))
-    index, labels, values = _fast_nms(
-        boxes,
-        scores[:, some],
-        iou_thresh=iou_thresh,
-        top_k=candidates,
-        count=min(count, len(some) * candidates),
-    )
-    rest = (0, count - len(values))
-    return F.pad(index, rest), F.pad(some[labels], rest), F.pad(values, rest, value=-1.0)
+        return _fast_nms(boxes, scores, iou_thresh=iou_thresh, top_k=top_k, count=count)
+    row, label, rank = _candidates(scores, top_k)
+    sizes = np.bincount(label)  # [K]
+    used, place = np.unique(row, return_inverse=True)  # [R] boxes, [M] which of them
+    pairs = len(used) ** 2
+    if pairs < (sizes * (sizes - 1)).sum() // 2 and pairs * scores.shape[1] <= _ALL_PAIRS:
+        own = boxes[torch.from_numpy(used).to(boxes.device)]
+        falls = _falls_in_shared_boxes(own, place, label, rank, iou_thresh=iou_thresh)
+    else:
+        falls = np.zeros(len(row), bool)  # [M]
+        for _, worse in _rivals(_array(boxes)[row], sizes, np.float32(iou_thresh)):
+            falls[worse] = True
+    return _best_of(scores, row[~falls], label[~falls], count)
 
 
 def _fast_nms(
     boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fast_nms` with at least `top_k` boxes."""
-    values, index = scores.T.topk(top_k, dim=1)  # [K, T] each
+    """`fast_nms` as a graph that is independent of the data."""
+    values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
     keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [K, T]
     return _best(values.masked_fill(~keep, -1.0), index, count)
 
@@ -267,6 +296,12 @@ def top_k_nms(
     Returns:
         As `fast_nms`.
     """
+    if not torch.compiler.is_compiling():
+        row, label, _ = _candidates(scores, top_k)
+        at, labels = (torch.from_numpy(x).to(boxes.device) for x in (row, label))
+        keep = _array(greedy_nms(boxes[at], scores[at, labels], labels, iou_thresh=iou_thresh))
+        count = min(count, scores.shape[1] * min(top_k, len(boxes)))
+        return _best_of(scores, row[keep], label[keep], count)
     values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
     labels = torch.arange(len(values), device=index.device)[:, None].expand_as(index)  # [K, T]
     flat = index.flatten()
@@ -283,10 +318,99 @@ def largest_better_overlap(boxes: Tensor) -> Tensor:
     Returns:
         [..., T] in [0, 1]; 0 for the first.
     """
-    groups = (boxes,)
-    if boxes.ndim > 2 and not torch.compiler.is_compiling():
-        groups = boxes.split(max(1, _OVERLAP_CHUNK // max(1, boxes.shape[-2] ** 2)))
-    return torch.cat([pairwise_iou(own, own).triu(diagonal=1).amax(dim=-2) for own in groups])
+    return pairwise_iou(boxes, boxes).triu(diagonal=1).amax(dim=-2)
+
+
+def _candidates(scores: Tensor, top_k: int) -> tuple[Positions, Positions, Positions]:
+    """Box, class and rank within the class of all candidates of [N, K] scores.
+
+    They stand class by class, best first; equal scores rank by position.
+    """
+    flat = np.flatnonzero(_array(scores >= 0))
+    if len(flat) > _FEW_CANDIDATES:
+        least = scores.topk(min(top_k, len(scores)), dim=0).values[-1]  # [K]
+        flat = np.flatnonzero(_array(scores >= least.clamp(min=0)))
+    row, label = np.divmod(flat, scores.shape[1])
+    order = np.lexsort((-_array(scores)[row, label], label))
+    row, label = row[order], label[order]
+    sizes = np.bincount(label)
+    rank = np.arange(len(label)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    best = rank < top_k
+    return row[best], label[best], rank[best]
+
+
+def _rivals(
+    boxes: Floats, sizes: npt.NDArray[np.integer], iou_thresh: np.floating[Any]
+) -> Iterator[tuple[Positions, Positions]]:
+    """Pairs of boxes of one group that overlap more than the threshold, some at a time.
+
+    Args:
+        boxes:      [M, 4] xyxy, group by group, best first in each.
+        sizes:      [G] members of the groups, in their order.
+        iou_thresh: its precision is that of the comparison.
+
+    Yields:
+        Positions of the better and of the worse boxes; the former never decrease.
+    """
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)  # [M] each
+    areas = (x2 - x1) * (y2 - y1)
+    at = np.arange(len(boxes))
+    later = np.repeat(sizes.cumsum(), sizes) - at - 1  # [M] worse members of the own group
+    chunk = later.cumsum() // _PAIR_CHUNK
+    for own in np.split(at, np.flatnonzero(np.diff(chunk)) + 1):
+        first = np.repeat(own, later[own])  # [P]
+        starts = later[own].cumsum() - later[own]
+        second = first + 1 + np.arange(len(first)) - np.repeat(starts, later[own])  # [P]
+        width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
+        height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
+        shared = width.clip(min=0) * height.clip(min=0)
+        with np.errstate(invalid="ignore"):  # empty boxes: 0 / 0 is above no threshold
+            over = shared / (areas[first] + areas[second] - shared) > iou_thresh
+        yield first[over], second[over]
+
+
+def _falls_in_shared_boxes(
+    boxes: Tensor, place: Positions, label: Positions, rank: Positions, *, iou_thresh: float
+) -> npt.NDArray[np.bool_]:
+    """Which candidates a better one of their class overlaps too much, where classes share boxes.
+
+    Each pair of boxes is measured once instead of in every class.
+
+    Args:
+        boxes: [R, 4] xyxy.
+        place: [M] the candidates' boxes.
+        label: [M] their classes.
+        rank:  [M] how many are better in their class.
+        iou_thresh: in [0, 1].
+    """
+    rivals = _array(pairwise_iou(boxes, boxes) > iou_thresh)  # [R, R]
+    np.fill_diagonal(rivals, val=True)  # so every box has some; it is not better than itself
+    ranks = np.full((len(boxes), label.max() + 1), len(boxes), np.int32)  # [R, K]
+    ranks[place, label] = rank
+    first, second = rivals.nonzero()
+    starts = np.flatnonzero(np.diff(first, prepend=-1))  # [R]
+    best_rival = np.minimum.reduceat(ranks[second], starts, axis=0)  # [R, K]
+    return best_rival[place, label] < rank
+
+
+def _best_of(
+    scores: Tensor, row: Positions, label: Positions, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions, labels and scores of the best places of [N, K], filled up to a count."""
+    index, labels = (torch.from_numpy(x).to(scores.device) for x in (row, label))
+    values, order = scores[index, labels].sort(descending=True, stable=True)
+    rest = (0, max(0, count - len(values)))
+    return (
+        F.pad(index[order[:count]], rest),
+        F.pad(labels[order[:count]], rest),
+        F.pad(values[:count], rest, value=-1.0),
+    )
+
+
+def _array(values: Tensor) -> npt.NDArray[Any]:
+    """On the CPU; numpy has no bf16."""
+    values = values.detach().float() if values.is_floating_point() else values
+    return values.cpu().numpy()
 
 
 def _group_sizes(groups: Tensor) -> list[int]:
