@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 KINDS = ("semantic", "instance")
+# In a flat folder: the semantic ones whose json does not say how outputs are stored.
+SEMANTIC_NAMES = ("dense_crf_", "losses_semantic", "metrics_semantic", "tables")
 _DEFAULT = Path(__file__).parents[2] / "shared" / "parity"
 _STORED_LIMIT = 20_000  # where a fixture states no limit per array, fill.sample's default holds
 
@@ -161,5 +163,6 @@ def load_fixture(path: Path) -> Fixture:
     meta = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz")) as stored:
         arrays = {key: stored[key] for key in stored.files}
-    semantic = path.parent.name == "semantic" or ("storage" in meta and "inputs" in meta)
+    named = "storage" in meta or path.stem.startswith(SEMANTIC_NAMES)
+    semantic = path.parent.name == "semantic" or (path.parent.name != "instance" and named)
     return Fixture(path.stem, meta, arrays, "semantic" if semantic else "instance")

@@ -84,9 +84,17 @@ def multi_grid(fixture: Fixture, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(part) for part in found[1].split(",")) if found else default
 
 
+def encoder_name(fixture: Fixture) -> str | None:
+    """smp's "tu-NAME" encoders of timm do not say in their keys what they are: here is NAME."""
+    found = re.search(r"encoder_name='tu-([\w.]+)'", words(fixture)) or re.search(
+        r"_tu-([\w.]+?)(?:_os\d+)?_cls", fixture.name
+    )
+    return found[1] if found else None
+
+
 def backbone_name(fixture: Fixture) -> dict[str, str]:
-    """smp's "tu-NAME" encoders of timm do not say in their keys what they are."""
-    found = re.search(r"_tu-([\w.]+?)_cls", fixture.name)
-    if not found:
+    """The encoder as ours where we have one of that name."""
+    name = encoder_name(fixture)
+    if name is None:
         return {}
-    return {"backbone": found[1] if found[1] in XCEPTIONS else f"timm/{found[1]}"}
+    return {"backbone": name if name in XCEPTIONS else f"timm/{name}"}

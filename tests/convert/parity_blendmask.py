@@ -21,7 +21,7 @@ from pixelwise.systems.blendmask import BlendMask, Dense, Raw, mask_loss
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, Size
 from tests.convert.parity import convert
 from tests.convert.parity_fcis import compare
-from tests.convert.parity_fcos import selection_of
+from tests.convert.parity_fcos import enlarged, selection_of
 from tests.fixtures import Fixture, image
 
 PIXELS = 4  # per mask that rounding may move over the threshold
@@ -36,8 +36,7 @@ def run_blendmask(fixture: Fixture) -> None:
     pyramid = net.pyramid(images)
     dense = net.predict(pyramid)
     stages = dense_stages(net, pyramid, dense)
-    # The fixture's notes: random weights predict boxes that are nearly empty.
-    output = dense.output._replace(ltrb=8 * dense.output.ltrb + 1)
+    output = dense.output._replace(ltrb=enlarged(fixture, dense.output.ltrb))
     dense = dense._replace(output=output)
     net.predict = lambda _: dense
     check_all(fixture, stages | detection_stages(net, images, dense, about))

@@ -89,7 +89,7 @@ def run_mmseg(fixture: Fixture) -> None:
 
 
 RUNNERS: dict[str, Callable[[Fixture], None]] = {
-    "caffe_layers_fcn_": run_skips,
+    "caffe_layers_fcn": run_skips,
     "mmseg_fcn_": run_mmseg,
     "torchvision_fcn_": run_torchvision,
     "zijundeng_fcn": run_skips,

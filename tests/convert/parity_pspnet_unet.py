@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pixelwise.ops.resize import resize
-from tests.convert.parity import check_all, convert, output_stride
+from tests.convert.parity import check_all, convert, encoder_name, output_stride
 from tests.fixtures import Fixture
 
 
 def timm_encoder(fixture: Fixture) -> dict[str, Any]:
     """smp's "tu-NAME" is timm's own network even where we have one of that name."""
-    found = re.search(r"_tu-([\w.]+?)_cls", fixture.name)
-    return {"backbone": f"timm/{found[1]}", "backbone_style": None} if found else {}
+    name = encoder_name(fixture)
+    return {"backbone": f"timm/{name}", "backbone_style": None} if name else {}
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ boxes, here put together from the shared parts.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ MERGED = 3  # levels that the backbone gives
 class RetinaNet(nn.Module):
     """Two towers for all levels, `scales` times `ratios` anchors per cell."""
 
-    def __init__(self, state: dict[str, Tensor], *, per_cell: int) -> None:
+    def __init__(self, state: dict[str, Tensor], *, per_cell: int, style: str, fpn: str) -> None:
         super().__init__()
+        source, between = read_pyramid(fpn)
         shapes = renamed_shapes(rules(), state)
         channels = shapes["neck.lateral.0.conv.weight"][0]
         classes = state["bbox_head.retina_cls.weight"].shape[0] // per_cell
@@ -43,9 +45,14 @@ class RetinaNet(nn.Module):
             in_channels=shapes["backbone.stem.0.conv.weight"][1],
             levels=(3, 4, 5),
             norm="batch",
+            style=style,
         )
         self.neck = OneStageFPN(
-            self.backbone.channels, channels, extra=self.levels - MERGED, extra_from="input"
+            self.backbone.channels,
+            channels,
+            extra=self.levels - MERGED,
+            extra_from=source,
+            relu_between=between,
         )
         self.head = TowerHead(
             channels,
@@ -55,6 +62,13 @@ class RetinaNet(nn.Module):
             convs=count(shapes, r"head\.towers\.category\.tower\.(\d)\."),
             norm=None,
         )
+
+
+def read_pyramid(words: str) -> tuple[Literal["input", "output"], bool]:
+    """Where P6 comes from, and whether a ReLU stands before P7, such as "P6 from C5, no ReLU"."""
+    found = re.search(r"P6 from ([CP])5", words)
+    assert found, words
+    return "input" if found[1] == "C" else "output", bool(re.search(r"(?<!no )ReLU", words))
 
 
 def rules(per_cell: int = 1) -> list[Rule]:
@@ -83,7 +97,7 @@ def rules(per_cell: int = 1) -> list[Rule]:
 def anchors_of(words: str) -> tuple[Tensor, list[int]]:
     """The anchors of each level's cell, [L, A, 4], and the levels' strides, from the json."""
     found = re.match(
-        r"octave base scale (\d+), (\d) scales per octave, "
+        r"octave base scale (\d+), (\d) scales? per octave, "
         r"ratios ([\d. ]+) \(h/w\), strides (\d+)\.\.(\d+)",
         words,
     )
@@ -101,10 +115,10 @@ def anchors_of(words: str) -> tuple[Tensor, list[int]]:
 @torch.no_grad()
 def run_retinanet(fixture: Fixture) -> None:
     about, state = fixture.meta["configuration"], fill_state(fixture.meta)
-    assert about["fpn"] == "P6 from C5, no ReLU before P7"
     base, strides = anchors_of(about["anchors"])
     per_cell = base.shape[1]
-    net = RetinaNet(state, per_cell=per_cell).eval()
+    style = "caffe" if "caffe" in fixture.name + json.dumps(about) else "pytorch"
+    net = RetinaNet(state, per_cell=per_cell, style=style, fpn=about["fpn"]).eval()
     assert net.levels == len(strides)
     translation = translate(rules(per_cell), state, net.state_dict())
     net.load_state_dict(translation.state)
@@ -122,7 +136,8 @@ def run_retinanet(fixture: Fixture) -> None:
             for cell, x, stride in zip(base, pyramid, strides, strict=True)
         ]
     )
-    deltas = 0.3 * flatten_levels(maps["regress"], 4)[0]  # so the fixture's notes say
+    said = re.search(r"maps of image 0 times (\d[\d.]*)", " ".join(fixture.meta.get("notes", [])))
+    deltas = (float(said[1]) if said else 0.3) * flatten_levels(maps["regress"], 4)[0]
     stages = {
         "anchors": anchors,
         "decoded_boxes": clip_boxes(decode_boxes(deltas, anchors, clamp_both=True), size),

@@ -118,7 +118,7 @@ def test_ohem_of_nothing() -> None:
         assert weighted_mean(losses, kept.float()) == 0
 
 
-@pytest.mark.parametrize("path", fixture_params("semantic", "losses_semantic"))
+@pytest.mark.parametrize("path", fixture_params("semantic", "losses_semantic*"))
 def test_upstream_values(path) -> None:
     fixture = load_fixture(path)
     values = fixture.meta["values"]

@@ -120,6 +120,21 @@ def test_anchors_stay_in_pixels_on_an_oblong_input() -> None:
     torch.testing.assert_close((anchors[3, :2] + anchors[3, 2:]) / 2, torch.tensor([12.0, 4.0]))
 
 
+def test_anchors_of_openmmlab_stand_as_in_its_training_size() -> None:
+    """At 550 pixels cells divide the input; at any other size they keep the distance."""
+    net = tiny(conventions="mmdet", square_anchors=False)
+    pyramid = [torch.zeros(1, 1, n, n + 1) for n in (18, 9, 5, 3, 2)]
+    anchors = net.place_anchors(pyramid, (138, 145))
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    pitch = 550 / 69
+    torch.testing.assert_close(centres[0], torch.tensor([pitch / 2, pitch / 2]))
+    torch.testing.assert_close(centres[18 * 19 * 3 - 1], torch.tensor([18.5, 17.5]) * pitch)
+    torch.testing.assert_close(centres[-1], torch.tensor([2.5, 1.5]) * 110)
+    whole = [torch.zeros(1, 1, n, n) for n in (69, 35, 18, 9, 5)]
+    own = tiny(square_anchors=False).place_anchors(whole, (550, 550))
+    torch.testing.assert_close(net.place_anchors(whole, (550, 550)), own)
+
+
 def test_matching_on_a_drawn_case() -> None:
     anchors = torch.tensor(
         [

@@ -84,7 +84,7 @@ def square_anchors(base: Tensor) -> Tensor:
     return base[:, [0, 0, 2, 2]]
 
 
-def centred_anchors(base: Tensor, grid: Size, size: Size) -> Tensor:
+def centred_anchors(base: Tensor, grid: Size, size: tuple[float, float]) -> Tensor:
     """Repeat the anchors of one cell over a map that divides the whole input into equal cells.
 
     The centres are those of the cells, whose sides need not be whole pixels: of 550 pixels, 69

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -35,6 +36,7 @@ from pixelwise.settings import check_config
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget, RunLengths, Size
 
 BOX_WEIGHT, MASK_WEIGHT, IOU_WEIGHT = 1.5, 6.125, 25.0  # section 3.4; YOLACT++, released code
+LEVEL_STRIDES = (8, 16, 32, 64, 128)  # of P3 to P7, input pixels
 _ASSEMBLY_CHUNK = 1 << 19  # mask cells at a time while decoding: 2 MB
 
 Origin = Literal["yolact", "mmdet"]
@@ -52,6 +54,8 @@ class Conventions:
         per_level:    candidates per level before the suppression; None for all.
         by_class:     a detection must reach `score_thresh` in its own class. Otherwise its anchor
                       must in any class, so nearly always the full number of detections comes out.
+        anchor_side:  anchors stand as in a square input of so many pixels, whatever the input's
+                      size; None: cells divide the input itself. The same at this size.
     """
 
     extra_from: Literal["output", "input"]
@@ -59,6 +63,7 @@ class Conventions:
     clip: bool
     per_level: int | None
     by_class: bool
+    anchor_side: int | None = None
 
 
 CONVENTIONS: dict[Origin, Conventions] = {
@@ -66,7 +71,12 @@ CONVENTIONS: dict[Origin, Conventions] = {
         extra_from="output", with_relu=True, clip=False, per_level=None, by_class=False
     ),
     "mmdet": Conventions(
-        extra_from="input", with_relu=False, clip=True, per_level=1000, by_class=True
+        extra_from="input",
+        with_relu=False,
+        clip=True,
+        per_level=1000,
+        by_class=True,
+        anchor_side=550,
     ),
 }
 
@@ -255,10 +265,14 @@ class YOLACT(nn.Module):
 
     def place_anchors(self, pyramid: Sequence[Tensor], size: Size) -> Tensor:
         """[N, 4] xyxy in network-input pixels, in the order of `Dense`."""
-        placed = [
-            centred_anchors(base, (level.shape[2], level.shape[3]), size)
-            for base, level in zip(self.base_anchors, pyramid, strict=True)
-        ]
+        placed: list[Tensor] = []
+        for base, level, stride in zip(self.base_anchors, pyramid, LEVEL_STRIDES, strict=True):
+            grid = (level.shape[2], level.shape[3])
+            extent: tuple[float, float] = size
+            if (side := self.rules.anchor_side) is not None:
+                pitch = side / math.ceil(side / stride)
+                extent = (pitch * grid[0], pitch * grid[1])
+            placed.append(centred_anchors(base, grid, extent))
         return torch.cat(placed)
 
     def forward(self, images: Tensor) -> Raw:
