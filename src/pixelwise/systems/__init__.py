@@ -103,7 +103,7 @@ SYSTEMS: dict[str, Entry] = {
     "efficientfcn_resnet50": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="resnet50"), input=IMAGENET_RGB, task="semantic"),
     "efficientfcn_efficientnet_lite0": Entry(system=EfficientFCN, config=EfficientFCNConfig(backbone="tf_efficientnet_lite0", compress_width=128, codewords=64, codeword_width=256), input=InputSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3), task="semantic"),
     "embedding": Entry(system=Embedding, config=EmbeddingConfig(), input=DETECTION_RGB, task="instance"),
-    "embedding_lite0": Entry(system=Embedding, config=EmbeddingConfig(backbone="tf_efficientnet_lite0", decoder_widths=(128, 64, 32), position_scale=0.1), input=LITE_RGB, task="instance"),
+    "embedding_lite0": Entry(system=Embedding, config=EmbeddingConfig(backbone="tf_efficientnet_lite0", backbone_norm="frozen", decoder_norm="group", decoder_widths=(128, 64, 32), position_scale=0.1), input=LITE_RGB, task="instance"),
     "fcis": Entry(system=FCIS, config=FCISConfig(), input=FCIS_BGR, task="instance"),
     "fcis_coco": Entry(system=FCIS, config=FCISConfig(num_classes=80, anchor_sizes=(64, 128, 256, 512), with_ohem=True, min_side_px=2.0), input=FCIS_BGR, task="instance"),
     "fcis_resnet50": Entry(system=FCIS, config=FCISConfig(backbone="resnet50"), input=FCIS_BGR, task="instance"),

@@ -38,7 +38,8 @@ class EmbeddingConfig:
         in_channels:    of the images.
         backbone:       any name of `build_backbone` with maps at strides 4, 8, 16 and 32.
         backbone_style: set of knobs of our ResNets, see `build_backbone`.
-        norm:           of backbone and decoder: "batch", "frozen", "sync" or "group".
+        backbone_norm:  "batch", "frozen" where few pictures make a step, "sync" or "group".
+        decoder_norm:   of the decoder's convolutions, one of the same; "frozen" is none.
         decoder_widths: channels of the decoder at strides 16, 8 and 4. Ours.
         embedding_dims: D, numbers per pixel; 8 is common.
         position_scale: what a pixel to the right, or down, adds to the first, or second, number
@@ -66,7 +67,8 @@ class EmbeddingConfig:
     in_channels: int = 3
     backbone: str = "resnet50"
     backbone_style: str | None = None
-    norm: Norm = "batch"
+    backbone_norm: Norm = "batch"
+    decoder_norm: Norm = "batch"
     decoder_widths: tuple[int, ...] = (256, 128, 64)
     embedding_dims: int = 8
     position_scale: float = 0.0
@@ -82,7 +84,7 @@ class EmbeddingConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
-        check_config(self, {"norm": NORMS})
+        check_config(self, {"backbone_norm": NORMS, "decoder_norm": NORMS})
         check_pixel_loss(self.loss)
         if self.num_classes >= IGNORE:
             raise UsageError(
@@ -146,12 +148,12 @@ class Embedding(nn.Module):
             cfg.backbone,
             in_channels=cfg.in_channels,
             levels=_LEVELS,
-            norm=cfg.norm,
+            norm=cfg.backbone_norm,
             style=cfg.backbone_style,
         )
         *skips, deepest = self.backbone.channels
         self.decoder = ExpandingPath(
-            deepest, skips[::-1], cfg.decoder_widths, upsample="nearest", norm=cfg.norm
+            deepest, skips[::-1], cfg.decoder_widths, upsample="nearest", norm=cfg.decoder_norm
         )
         self.classify = nn.Conv2d(cfg.decoder_widths[-1], cfg.num_classes + 1, 1)
         self.embed = nn.Conv2d(cfg.decoder_widths[-1], cfg.embedding_dims, 1)
