@@ -5,12 +5,11 @@ import re
 import pytest
 import torch
 
-from pixelwise.convert import import_checkpoint
 from pixelwise.convert import rules as engine
 from pixelwise.convert.mask_scoring_rcnn import ORIGINS
 from pixelwise.errors import ConversionError
 from pixelwise.systems.mask_scoring_rcnn import MaskScoringRCNN, MaskScoringRCNNConfig
-from tests.convert.test_mask_rcnn import deepen, empty, state_of, widen, with_classes
+from tests.convert.detector_states import deepen, empty, state_of, widen, with_classes
 
 MMDET_ROWS = {
     "roi_head.bbox_head.fc_cls.": (1, 1),
@@ -114,26 +113,3 @@ def test_the_authors_deeper_networks():
 def test_a_plain_mask_rcnn_says_so():
     with pytest.raises(ConversionError, match="no mask IoU head"):
         convert(state_of("mmdet_maskrcnn_r50_fpn"), "mmdet")
-
-
-def test_there_and_back_with_values():
-    """A small network of ours under OpenMMLab's names computes what it computed."""
-    torch.manual_seed(0)
-    cfg = MaskScoringRCNNConfig(
-        num_classes=2,
-        backbone="resnet18",
-        backbone_style="caffe",
-        channels=16,
-        iou_pool="mean",
-        conventions="mmdet",
-        score_thresh=0.0,
-        detections_per_image=5,
-    )
-    net = MaskScoringRCNN(cfg).eval()
-    theirs = engine.invert(rules_of("mmdet", cfg), net.state_dict())
-    given = {"score_thresh": 0.0, "detections_per_image": 5}
-    again = import_checkpoint(theirs, origin="mmdet", name="mask_scoring_rcnn", **given).system
-    image = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        for a, b in zip(net(image), again(image), strict=True):
-            assert torch.equal(a, b)

@@ -5,12 +5,11 @@ import re
 import pytest
 import torch
 
-from pixelwise.convert import import_checkpoint, origins
 from pixelwise.convert import rules as engine
 from pixelwise.convert.panet import ORIGINS
 from pixelwise.errors import ConversionError
 from pixelwise.systems.panet import PANet, PANetConfig
-from tests.convert.test_mask_rcnn import deepen, empty, state_of, widen, with_classes
+from tests.convert.detector_states import deepen, empty, state_of, widen, with_classes
 
 ROWS = {"Box_Outs.cls_score.": (1, 1), "Box_Outs.bbox_pred.": (4, 4), "Mask_Outs.classify.": (1, 1)}
 MMDET_ROWS = {
@@ -154,30 +153,3 @@ def test_a_plain_mask_rcnn_is_no_panet():
         convert(state_of("mmdet_maskrcnn_r50_fpn"), "mmdet")
     with pytest.raises(ConversionError, match="no backbone of a Mask R-CNN"):
         convert(state_of("mmdet_maskrcnn_r50_fpn"), "panet")
-
-
-def test_there_and_back_with_values():
-    """A small network of ours under OpenMMLab's names computes what it computed."""
-    torch.manual_seed(0)
-    cfg = PANetConfig(
-        num_classes=2,
-        backbone="resnet18",
-        channels=16,
-        path="sum",
-        neck_norm=None,
-        fusion=None,
-        box_head="2fc",
-        mask_branch=None,
-        head_norm=None,
-        conventions="mmdet",
-        score_thresh=0.0,
-        detections_per_image=5,
-    )
-    net = PANet(cfg).eval()
-    theirs = engine.invert(origins("panet")["mmdet"].rules(cfg), net.state_dict())
-    given = {"score_thresh": 0.0, "detections_per_image": 5}
-    again = import_checkpoint(theirs, origin="mmdet", name="panet", **given).system
-    image = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        for a, b in zip(net(image), again(image), strict=True):
-            assert torch.equal(a, b)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,10 +10,12 @@ from pixelwise.nn.regions import UNCOUNTED, Proposals, Regions
 from pixelwise.nn.rpn import RPN, AnchorGrid
 from pixelwise.nn.score_maps import PartGrid, RegionOutput, ScoreMaps, make_rpn
 from pixelwise.ops.boxes import decode_boxes, encode_boxes, pairwise_iou
-from pixelwise.types import InstanceTarget, MaskCrops
+from pixelwise.types import InstanceTarget
+from tests import two_stage
 
 K, SIDE = 2, 6
 WEIGHTS = (5.0, 5.0, 2.0, 2.0)
+make_target = partial(two_stage.make_target, size=(64, 96))
 
 
 def head(
@@ -34,24 +38,6 @@ def head(
         weights=WEIGHTS,
         regions_per_image=regions_per_image,
         with_ohem=with_ohem,
-    )
-
-
-def make_target(
-    boxes: list[list[int]],
-    labels: list[int],
-    *,
-    size: tuple[int, int] = (64, 96),
-    crowd: list[bool] | None = None,
-) -> InstanceTarget:
-    """Objects that fill their boxes."""
-    windows = torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4)
-    areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1)
-    return InstanceTarget(
-        boxes=windows.float(),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        masks=MaskCrops(size, windows, torch.ones(int(areas.sum()), dtype=torch.uint8)),
-        crowd=torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
     )
 
 
@@ -256,12 +242,7 @@ def test_anchors_are_those_of_faster_rcnn() -> None:
         [-80, -168, 95, 183],
         [-168, -344, 183, 359],
     ]
-    grid = AnchorGrid(
-        sizes=((128, 256, 512),),
-        ratios=(0.5, 1.0, 2.0),
-        strides=(16,),
-        conventions=POSITION_SENSITIVE,
-    )
+    grid = AnchorGrid.on_one_level((128, 256, 512), (0.5, 1.0, 2.0), 16, POSITION_SENSITIVE)
     placed = grid.place([torch.zeros(1, 1, 2, 3)], (32, 48))[0]
     assert inclusive(placed[:9]).tolist() == printed
     assert (placed[9:18] - placed[:9] == torch.tensor([16.0, 0, 16, 0])).all()

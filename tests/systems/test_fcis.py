@@ -14,7 +14,7 @@ from pixelwise.spec import FCIS_BGR
 from pixelwise.systems import create
 from pixelwise.systems.fcis import FCIS, FCISConfig, Raw
 from pixelwise.types import ImageSize
-from tests.systems.two_stage import SMALL_MAPS, without_objects
+from tests.two_stage import SMALL_MAPS, without_objects
 
 
 def tiny(**options) -> FCIS:

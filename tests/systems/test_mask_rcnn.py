@@ -11,7 +11,7 @@ from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.types import ImageSize
-from tests.systems.two_stage import SMALL, batch, learn, two_bright_boxes
+from tests.two_stage import SMALL, batch, learn, two_bright_boxes
 
 
 def build(**changes: Any) -> MaskRCNN:

@@ -15,7 +15,7 @@ from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.systems.mask_scoring_rcnn import MaskScoringRCNN, MaskScoringRCNNConfig
 from pixelwise.systems.panet import PANet, PANetConfig
 from pixelwise.types import ImageSize
-from tests.systems.two_stage import SMALL, batch, without_objects
+from tests.two_stage import SMALL, batch, without_objects
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from pixelwise.ops import rle
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.systems.mask_scoring_rcnn import MaskScoringRCNN, MaskScoringRCNNConfig, Raw
 from pixelwise.types import ImageSize
-from tests.systems.two_stage import SMALL, learn, two_bright_boxes
+from tests.two_stage import SMALL, learn, two_bright_boxes
 
 
 def build(**changes: Any) -> MaskScoringRCNN:

@@ -8,7 +8,7 @@ from pixelwise.errors import UsageError
 from pixelwise.nn.norm import ChannelAffine, FrozenBatchNorm
 from pixelwise.systems.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from pixelwise.systems.panet import PANet, PANetConfig
-from tests.systems.two_stage import SMALL
+from tests.two_stage import SMALL
 
 
 def build(**changes: Any) -> PANet:

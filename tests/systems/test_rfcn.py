@@ -10,7 +10,7 @@ from pixelwise.ops import rle
 from pixelwise.systems import create
 from pixelwise.systems.rfcn import RFCN, Raw, RFCNConfig
 from pixelwise.types import ImageSize
-from tests.systems.two_stage import SMALL_MAPS, make_target, without_objects
+from tests.two_stage import SMALL_MAPS, make_target, without_objects
 
 
 def tiny(**options) -> RFCN:

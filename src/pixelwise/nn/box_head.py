@@ -199,16 +199,20 @@ class BoxHead(nn.Module):
         deltas = output.deltas.reshape(batch, count * self.num_classes, 4)  # [B, N * K, 4]
         limit = max(CANDIDATES, 4 * self.detections)
         scores, index = best_first(probs.flatten(1), min(limit, probs[0].numel()))  # [B, M]
-        images = [
+        per_image = [
             self._suppress(scores[b], index[b], deltas[b], proposals.boxes[b], size)
             for b in range(batch)
         ]
-        return Detections(*(torch.stack(part) for part in zip(*images, strict=True)))
+        return Detections(*(torch.stack(part) for part in zip(*per_image, strict=True)))
 
     def _suppress(
         self, scores: Tensor, index: Tensor, deltas: Tensor, references: Tensor, size: Size
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detections of one image from M candidates: boxes [D, 4], scores, labels, valid [D]."""
+        """Detections of one image from the M candidates at `index`, region * K + class.
+
+        Returns:
+            boxes [D, 4], scores [D], labels [D], valid [D].
+        """
         rules = self.conventions
         labels = index % self.num_classes  # [M]
         boxes = decode_boxes(

@@ -147,6 +147,7 @@ class MaskHead(nn.Module):
         """
         with torch.no_grad():
             wanted = self.targets(regions, logits.shape[-1])  # [R, M, M]
+        # Regions without an object have no class; what they say is masked below.
         labels = regions.labels.clamp(0, self.num_classes - 1)
         if self.with_softmax:
             log_probs = logits.log_softmax(dim=1)  # [R, K + 1, M, M]

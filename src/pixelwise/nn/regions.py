@@ -78,8 +78,8 @@ class Regions:
     def foreground(self) -> Regions:
         """The regions matched to an object; one unmatched region where there is none at all.
 
-        That one keeps the mask head in the graph (and its batch norm fed); its label says that it
-        counts for nothing.
+        That one keeps the mask head in the graph (and its batch norm fed); it is no object, so its
+        mask counts for nothing.
         """
         inside = self.is_object.nonzero()[:, 0]  # [F]
         return self.select(inside if len(inside) else inside.new_zeros(1))

@@ -68,6 +68,18 @@ class AnchorGrid:
             conventions=conventions,
         )
 
+    @classmethod
+    def on_one_level(
+        cls, sizes: Sequence[float], ratios: Sequence[float], stride: int, conventions: Conventions
+    ) -> AnchorGrid:
+        """All sizes on the cells of one level, `stride` input pixels apart."""
+        return cls(
+            sizes=(tuple(sizes),),
+            ratios=tuple(ratios),
+            strides=(stride,),
+            conventions=conventions,
+        )
+
     @property
     def per_cell(self) -> int:
         """A, anchors per cell; the same on every level."""
@@ -271,7 +283,7 @@ class RPN(nn.Module):
         logits, deltas = self._flatten(maps)
         phase = 1 if contents is None else 0
         frames = contents or [size] * len(logits[0])
-        images = [
+        per_image = [
             self._propose(
                 [x[image] for x in logits],
                 [x[image] for x in deltas],
@@ -282,7 +294,7 @@ class RPN(nn.Module):
             )
             for image, frame in enumerate(frames)
         ]
-        return Proposals(*(torch.stack(part) for part in zip(*images, strict=True)))
+        return Proposals(*(torch.stack(part) for part in zip(*per_image, strict=True)))
 
     def _propose(
         self,

@@ -56,12 +56,9 @@ def make_rpn(
     Source:  R-FCN (arXiv:1605.06409), section 2.2, and the released code.
     """
     rules = replace(POSITION_SENSITIVE, proposal_side_px=min_side_px)
-    anchors = AnchorGrid(
-        sizes=(tuple(sizes),), ratios=tuple(ratios), strides=(stride,), conventions=rules
-    )
     return RPN(
         channels,
-        anchors,
+        AnchorGrid.on_one_level(sizes, ratios, stride, rules),
         rules,
         hidden=hidden,
         pre_nms=(PRE_NMS, PRE_NMS),

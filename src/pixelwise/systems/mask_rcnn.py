@@ -70,7 +70,7 @@ class MaskRCNNConfig:
     neck: Literal["fpn", "c4", "dc5"] = "fpn"
     channels: int = 256
     box_head: TrunkKind = "2fc"
-    head_norm: Literal["batch", "group", "sync"] | None = None
+    head_norm: str | None = None
     rpn_convs: int = 1
     class_agnostic_masks: bool = False
     conventions: Origin = "detectron2"
@@ -258,17 +258,12 @@ def _backbone(cfg: MaskRCNNConfig) -> Backbone:
 
 
 def _rpn(cfg: MaskRCNNConfig, channels: int, strides: tuple[int, ...]) -> RPN:
-    """The proposal network on levels with these strides, and one more if the sizes ask for it."""
+    """The proposal network on levels with these strides; FPN adds one if the sizes ask for it."""
     rules = CONVENTIONS[cfg.conventions]
     if cfg.neck == "fpn":
         anchors = AnchorGrid.on_pyramid(cfg.anchor_sizes, cfg.anchor_ratios, strides, rules)
     else:
-        anchors = AnchorGrid(
-            sizes=(cfg.anchor_sizes,),
-            ratios=cfg.anchor_ratios,
-            strides=strides,
-            conventions=rules,
-        )
+        anchors = AnchorGrid.on_one_level(cfg.anchor_sizes, cfg.anchor_ratios, strides[0], rules)
     return RPN(
         channels,
         anchors,

@@ -229,7 +229,7 @@ class MaskScoringRCNN(nn.Module):
         inside = regions.foreground()  # masks are defined for matched regions only
         features = self.mask_pool(pyramid, inside.rois)
         masks = self.mask_head.predict(features)
-        labels = inside.labels.clamp(0, self.cfg.num_classes - 1)
+        labels = inside.labels.clamp(0, self.cfg.num_classes - 1)  # what is no object has no class
         judged = self.mask_head.of_class(masks, labels)  # [F, M, M], of the objects' classes
         ious = self.iou_head.predict(features, judged)
         return (
