@@ -114,6 +114,20 @@ def test_training_clips_to_the_content():
     assert (sides > 0).all()
 
 
+def test_training_and_inference_have_their_own_counts():
+    net = RPN(8, grid(), RULES, pre_nms=(6, 2), post_nms=(9, 3))
+    maps = net.predict(maps_for())
+    training, inference = (
+        net.decode(maps, (32, 48), contents=[(32, 48)]),
+        net.decode(maps, (32, 48)),
+    )
+    assert training.boxes.shape == (1, 9, 4)  # of 2 levels with 6 candidates each
+    assert inference.boxes.shape == (1, 3, 4)  # of 2 levels with 2 each
+    few = RPN(8, grid(), RULES, pre_nms=(6, 2), post_nms=(99, 99))
+    assert few.decode(maps, (32, 48), contents=[(32, 48)]).boxes.shape == (1, 12, 4)
+    assert few.decode(maps, (32, 48)).boxes.shape == (1, 4, 4)
+
+
 def test_targets_of_a_drawn_case():
     net = build()
     anchors = torch.cat(net.anchors.place(maps_for(), (32, 48)))
