@@ -12,6 +12,7 @@ from pixelwise.convert import Imported, import_checkpoint, origins
 from pixelwise.convert.rules import invert
 from pixelwise.nn.backbones.xception import XCEPTIONS
 from pixelwise.nn.norm import FrozenBatchNorm
+from pixelwise.types import InstanceTarget
 from tests.fixtures import Fixture, fill_state
 
 TOLERANCE = 1e-4  # of the stored maximum
@@ -82,6 +83,12 @@ def multi_grid(fixture: Fixture, default: tuple[int, ...]) -> tuple[int, ...]:
     between = r"(?:[^;,()\[\]]*[(\[]|\D{0,4})"
     found = re.search(rf"multi[-_ ]?grids?{between}((?:\d+, ?)+\d+)", words(fixture))
     return tuple(int(part) for part in found[1].split(",")) if found else default
+
+
+def labels_of(target: InstanceTarget, matches: Tensor, other: int) -> Tensor:
+    """Classes of matched objects, `other` where there is none; an image may have no object."""
+    labels = torch.cat([target.labels, target.labels.new_tensor([other])])
+    return labels[torch.where(matches >= 0, matches, len(target))]
 
 
 def encoder_name(fixture: Fixture) -> str | None:

@@ -30,6 +30,7 @@ from pixelwise.nn.fpn import OneStageFPN
 from pixelwise.nn.tower_head import TowerHead
 from pixelwise.ops.points import Points, box_centerness, place_points
 from pixelwise.types import InstanceTarget, MaskCrops
+from tests.convert.parity import labels_of
 from tests.convert.parity_fcis import compare
 from tests.fixtures import Fixture, fill_state, image
 
@@ -191,7 +192,7 @@ def target_stages(
     for level, (size, end) in enumerate(zip(cells, ends, strict=True)):
         own = matches[:, end - size : end]
         labels = [
-            torch.where(match >= 0, target.labels[match.clamp(min=0)], about["num_classes"])
+            labels_of(target, match, about["num_classes"])
             for match, target in zip(own, targets, strict=True)
         ]
         here = (found.point >= end - size) & (found.point < end)

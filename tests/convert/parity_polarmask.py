@@ -25,7 +25,7 @@ from pixelwise.systems.polarmask import (
     assign_targets,
 )
 from pixelwise.types import ImageSize, InstanceTarget
-from tests.convert.parity import convert
+from tests.convert.parity import convert, labels_of
 from tests.convert.parity_fcis import compare, half_open
 from tests.fixtures import Fixture
 
@@ -199,7 +199,7 @@ def assignment_stages(fixture: Fixture, masks: Any) -> dict[str, Tensor]:
         "assign.gt_boxes": boxes,
         "assign.gt_labels": labels,
         "assign.points": xy,
-        "assign.labels": torch.where(matches >= 0, labels[matches.clamp(min=0)], 0),
+        "assign.labels": labels_of(target, matches, 0),
         "assign.positive_index": (matches >= 0).nonzero()[:, 0],
         "assign.positive_ltrb": found.ltrb,
         "assign.positive_rays": found.rays,

@@ -27,7 +27,7 @@ from pixelwise.systems.solo import (
     mask_loss,
 )
 from pixelwise.types import ImageSize, InstancePrediction, InstanceTarget
-from tests.convert.parity import TOLERANCE, convert
+from tests.convert.parity import TOLERANCE, convert, labels_of
 from tests.fixtures import Fixture, image
 
 STRAY_PIXELS = 3  # at the threshold, where rounding decides
@@ -237,9 +237,7 @@ def check_targets(fixture: Fixture, found, targets, strides) -> None:
     given = fixture.meta["configuration"]
     for number, (cells, target) in enumerate(zip(found, targets, strict=True)):
         for level, owners in enumerate(cells.owners):
-            labels = torch.where(
-                owners >= 0, target.labels[owners.clamp(min=0)], given["num_classes"]
-            )
+            labels = labels_of(target, owners, given["num_classes"])
             stored = fixture.tensor(f"target{number}.labels.{level}")
             assert torch.equal(labels.int(), stored)
             if (key := f"target{number}.positive.{level}") in fixture.arrays:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.convert.parity import encoder_name
+from pixelwise.types import InstanceTarget, MaskCrops
+from tests.convert.parity import encoder_name, labels_of
 from tests.convert.parity_fcos import enlarged
 from tests.convert.parity_retinanet import read_pyramid
 from tests.convert.test_parity_instance import RUNNERS as INSTANCE
@@ -120,3 +121,13 @@ def test_kinds_of_fixtures(tmp_path: Path, name, folder, meta, kind):
     path.write_text(json.dumps(meta))
     np.savez(path.with_suffix(".npz"), x=np.zeros(1))
     assert load_fixture(path).kind == kind
+
+
+def test_labels_of_an_image_without_objects():
+    target = InstanceTarget(
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=MaskCrops.empty((4, 4)),
+        crowd=torch.zeros(0, dtype=torch.bool),
+    )
+    assert labels_of(target, torch.tensor([[-1, -1], [-1, -2]]), 7).tolist() == [[7, 7], [7, 7]]

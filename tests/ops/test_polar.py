@@ -175,3 +175,12 @@ def test_centerness() -> None:
     assert ((values > 0) & (values <= 1)).all()
     torch.testing.assert_close(polar_centerness(3 * rays), values)
     assert polar_centerness(torch.tensor([1.0, 4.0, 2.0])).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("rays", [18, 36, 72])
+def test_rays_end_where_the_released_order_of_rounding_puts_them(rays: int) -> None:
+    """Whole pixels are truncated, so the last bit of an angle moves an end by a pixel."""
+    lengths = torch.arange(1, 200, dtype=torch.float32)[:, None].expand(-1, rays)
+    angles = torch.arange(0, 360, 360 // rays, dtype=torch.float32) / 180 * math.pi
+    ends = 60 + lengths[..., None] * torch.stack([angles.sin(), angles.cos()], dim=-1)
+    assert torch.equal(ray_ends(torch.tensor([60.0, 60.0]), lengths), ends)

@@ -122,7 +122,8 @@ def ray_ends(points: Tensor, rays: Tensor) -> Tensor:
 
     Source:  PolarMask (arXiv:1909.13226), section 3.2, eq. 1.
     """
-    angles = torch.deg2rad(ray_angles(rays.shape[-1], rays).to(rays.dtype))
+    # In this order, as released: an end on a whole pixel is truncated to it or to the one before.
+    angles = ray_angles(rays.shape[-1], rays).to(rays.dtype) / 180 * math.pi
     directions = torch.stack([angles.sin(), angles.cos()], dim=-1)  # [n, 2]
     return points[..., None, :] + rays[..., None] * directions
 
