@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pixelwise.convert.archives import read_content
+from pixelwise.convert.mistaken import describe_folder, describe_mistake
 from pixelwise.convert.pickled import PickledArray, PickledTensor
 from pixelwise.convert.unpickle import Foreign
 from pixelwise.errors import ModelError
@@ -79,6 +80,8 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
             checkpoint needs.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path}: {describe_folder(path)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of a checkpoint")
     try:
@@ -98,11 +101,11 @@ def read_checkpoint(path: Path | str) -> CheckpointFile:
         TypeError,
         KeyError,
     ) as error:
-        raise ModelError(f"{path}: {_explain(error)}") from error
+        raise ModelError(f"{path}: {_explain(error, path)}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a forged position in an archive
             raise
-        raise ModelError(f"{path}: {_explain(error)}") from error
+        raise ModelError(f"{path}: {_explain(error, path)}") from error
     return CheckpointFile(path=path, state=state, about=about, wrapper=wrapper)
 
 
@@ -242,8 +245,10 @@ def _as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, path: Path) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if "it asks" in first:
         return f"refused: {first}"
-    return f"not a checkpoint that can be read ({first}); download it again or give another file"
+    return describe_mistake(path) or (
+        f"not a checkpoint that can be read ({first}); download it again or give another file"
+    )
