@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelwise import checkpoint
+from pixelwise.class_rows import load_by_class
 from pixelwise.errors import UsageError
 from pixelwise.export import export_program
 from pixelwise.nn.norm import FrozenBatchNorm
@@ -206,7 +207,7 @@ def test_known_classes_keep_their_maps(tmp_path) -> None:
     path = tmp_path / "fcis.safetensors"
     checkpoint.save(path, old, name="fcis", classes=("a", "b", "c"), input=FCIS_BGR)
     fresh = tiny(num_classes=2)
-    checkpoint.load_into(fresh, path, classes=("c", "a"))
+    load_by_class(fresh, path, classes=("c", "a"))
 
     def of_class(net: FCIS, label: int) -> Tensor:
         return net.score_maps.class_maps.weight[18 * label : 18 * (label + 1)].detach()

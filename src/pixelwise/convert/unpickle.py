@@ -170,11 +170,8 @@ def load_pickle(
             machine.step(opcode.name, argument)
         return machine.stack.pop()
     except (IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise pickle.UnpicklingError(f"damaged pickle: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__} {error}".splitlines()[0][:200]
+        reason = f"{type(error).__name__} {error}".splitlines()[0][:200]
+        raise pickle.UnpicklingError(f"damaged pickle: {reason}") from error
 
 
 class _Machine:

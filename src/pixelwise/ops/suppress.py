@@ -399,12 +399,9 @@ def _best_of(
     """Positions, labels and scores of the best places of [N, K], filled up to a count."""
     index, labels = (torch.from_numpy(x).to(scores.device) for x in (row, label))
     values, order = scores[index, labels].sort(descending=True, stable=True)
-    rest = (0, max(0, count - len(values)))
-    return (
-        F.pad(index[order[:count]], rest),
-        F.pad(labels[order[:count]], rest),
-        F.pad(values[:count], rest, value=-1.0),
-    )
+    values, order = values[:count], order[:count]
+    rest = (0, count - len(values))
+    return F.pad(index[order], rest), F.pad(labels[order], rest), F.pad(values, rest, value=-1.0)
 
 
 def _array(values: Tensor) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pixelwise import catalogue, checkpoint
 from pixelwise import data as datasets
 from pixelwise.checkpoint import Stored
+from pixelwise.class_rows import load_by_class
 from pixelwise.data.dataset import Dataset
 from pixelwise.errors import DataError, UsageError
 from pixelwise.importing import read_any
@@ -189,7 +190,7 @@ def _fill(
     model = recipe.model
     notes: list[str] = []
     if stored is not None:
-        line = checkpoint.load_into(system, stored, classes=classes)
+        line = load_by_class(system, stored, classes=classes)
         notes.append(f"{model.weights}: {line}")
     elif model.backbone_weights is not None:
         from pixelwise.convert.backbones import initialise_backbone
