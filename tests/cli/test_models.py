@@ -78,6 +78,17 @@ def test_info_of_a_published_model_downloads_nothing(capsys, monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_info_leaves_out_what_nobody_states(capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PIXELWISE_HOME", str(tmp_path))
+    assert run(["models", "info", "mask_rcnn_resnet50_fpn.detectron2_coco_3x"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    said = {words[0]: words[1:] for words in lines}
+    assert said["downloaded"] == ["no"]
+    assert "md5" in said
+    assert not {"sha256", "mirrors", "by_hand", "alias"} & set(said)
+    assert [words for words in lines if words[1:] in ([], ["none"])] == [["metrics:"], ["input:"]]
+
+
 def test_list_without_matches_and_a_wrong_task(capsys) -> None:
     assert run(["models", "list", "zzz*"]) == 0
     assert "nothing matches" in capsys.readouterr().out

@@ -111,7 +111,7 @@ def describe(
             print(f"{key}:")
             for inner, entry in cast("dict[str, Any]", value).items():
                 print(f"  {inner:22} {_plain(entry)}")
-        else:
+        elif value not in (None, "", [], (), {}):  # what nobody states takes no line
             print(f"{key:24} {_plain(value)}")
     return 0
 
@@ -188,6 +188,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value).items()
         return ", ".join(f"{k} {v}" for k, v in pairs) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
