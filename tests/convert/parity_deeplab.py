@@ -22,7 +22,7 @@ from tests.convert.parity import (
 )
 from tests.fixtures import Fixture, fill_state
 
-# Between the exact mean field and the lattice of the authors' library, over their fixtures.
+# Between the exact mean field and the lattice of the authors' library, if the fixture is silent.
 LARGEST_AFTER_ONE = 0.16
 LEAST_AGREEMENT = 0.95
 
@@ -50,9 +50,17 @@ def run_dense_crf(fixture: Fixture) -> None:
         assert (exact - brute).abs().max() <= 1e-4
         library = torch.from_numpy(fixture.arrays[f"pydensecrf_{count}"])
         assert (fast - library).abs().max() <= 1e-3  # float32 noise grows with the iterations
+        largest, agreement = apart(fixture, count)
         if count == 1:
-            assert (fast - exact).abs().max() <= LARGEST_AFTER_ONE
-        assert (fast.argmax(0) == exact.argmax(0)).float().mean() >= LEAST_AGREEMENT
+            assert (fast - exact).abs().max() <= largest
+        assert (fast.argmax(0) == exact.argmax(0)).float().mean() >= agreement
+
+
+def apart(fixture: Fixture, count: int) -> tuple[float, float]:
+    """How far the library is from the brute force, which other parameters move: as measured."""
+    said = fixture.meta.get("agreement", {}).get(str(count), {})
+    largest = said.get("max_abs_diff_exact_vs_pydensecrf", LARGEST_AFTER_ONE)
+    return largest + 2e-3, said.get("argmax_agreement", LEAST_AGREEMENT) - 2e-3
 
 
 @torch.no_grad()

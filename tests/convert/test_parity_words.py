@@ -11,6 +11,7 @@ import torch
 
 from pixelwise.types import InstanceTarget, MaskCrops
 from tests.convert.parity import encoder_name, labels_of
+from tests.convert.parity_deeplab import apart
 from tests.convert.parity_fcos import enlarged
 from tests.convert.parity_retinanet import read_pyramid
 from tests.convert.test_parity_instance import RUNNERS as INSTANCE
@@ -121,6 +122,14 @@ def test_kinds_of_fixtures(tmp_path: Path, name, folder, meta, kind):
     path.write_text(json.dumps(meta))
     np.savez(path.with_suffix(".npz"), x=np.zeros(1))
     assert load_fixture(path).kind == kind
+
+
+def test_distance_of_the_lattice_from_the_brute_force():
+    said = {"1": {"max_abs_diff_exact_vs_pydensecrf": 0.3, "argmax_agreement": 0.9}}
+    told = fixture_of("dense_crf_x", agreement=said)
+    assert apart(told, 1) == pytest.approx((0.302, 0.898))
+    assert apart(told, 5) == pytest.approx((0.162, 0.948))
+    assert apart(fixture_of("dense_crf_x"), 1) == pytest.approx((0.162, 0.948))
 
 
 def test_labels_of_an_image_without_objects():
