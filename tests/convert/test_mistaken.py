@@ -5,11 +5,13 @@ import json
 import zipfile
 
 import pytest
+import torch
 from PIL import Image
 
 from pixelwise.cli import run
 from pixelwise.convert.files import read_checkpoint
-from pixelwise.errors import ModelError
+from pixelwise.convert.recognise import recognise
+from pixelwise.errors import ConversionError, ModelError
 from tests.convert import hostile
 
 
@@ -98,3 +100,23 @@ def test_code_in_a_text_pickle_is_still_refused(tmp_path) -> None:
     (tmp_path / "a.txt").write_bytes(b"cos\nsystem\n(Vecho\ntR.")
     with pytest.raises(ModelError, match=r"refused: it asks to call os\.system"):
         read_checkpoint(tmp_path / "a.txt")
+
+
+def test_one_tensor_is_no_state_dict(tmp_path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"a\.pth: holds a tensor, not a state dict"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        (("backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"), "Faster"),
+        (("backbone.body.conv1.weight", "head.classification_head.cls_logits.bias"), "RetinaNet"),
+        (("conv1.weight", "fc.weight"), "an image classifier"),
+    ],
+)
+def test_networks_that_are_no_systems_of_ours_are_named(keys, what) -> None:
+    """As torchvision's own detectors without masks and its classifiers are keyed."""
+    with pytest.raises(ConversionError, match=f"it seems to be {what}"):
+        recognise({key: torch.zeros(2, 2) for key in keys})

@@ -184,7 +184,9 @@ def _numbers(model: WeightsEntry) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(str(v) for v in cast("list[Any]", value)) or "none"
+        parts = cast("list[Any]", value)
+        nested = any(isinstance(v, dict) for v in parts)
+        return ("; " if nested else ", ").join(map(_plain if nested else str, parts)) or "none"
     if isinstance(value, dict):
         pairs = cast("dict[str, Any]", value).items()
         return ", ".join(f"{k} {v}" for k, v in pairs) or "none"

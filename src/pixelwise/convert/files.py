@@ -181,12 +181,13 @@ def _module_state(module: Foreign) -> dict[str, Any]:
 def _tensors(content: Any, label: str) -> dict[str, Tensor]:
     mapping = _as_mapping(content)
     if mapping is None:
-        raise ModelError(f"{label} holds a {type(content).__name__}, not a state dict")
+        single = "tensor" if _is_array(content) else type(content).__name__
+        raise ModelError(f"{label}: holds a {single}, not a state dict")
     described = _named(mapping)
     _check_sharing(described.values())
     tensors = {key: _as_tensor(value) for key, value in described.items()}
     if not tensors:
-        raise ModelError(f"{label} holds no tensors; it is not a state dict")
+        raise ModelError(f"{label}: holds no tensors; it is not a state dict")
     for prefix in _PREFIXES * 2:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}

@@ -35,6 +35,12 @@ _MISFITS = (
     StopIteration,
     RuntimeError,
 )
+# What people often have at hand that is no system of ours, by a key that it has.
+_STRANGERS = (
+    (r"roi_heads?\.(box_predictor|bbox_head)\.", "Faster R-CNN, boxes without masks"),
+    (r"head\.classification_head\.|bbox_head\.retina_cls\.", "RetinaNet, boxes without masks"),
+    (r"fc\.weight$|classifier\.\d\.weight$|head\.fc\.", "an image classifier, no segmentation"),
+)
 # Set aside when the nearest row is looked for: they do not tell one variant from another.
 _OF_DATA = ("num_classes", "in_channels", "class_weights", "aux_weight")
 
@@ -186,9 +192,12 @@ def _line(error: BaseException) -> str:
 def _no_match(state: Mapping[str, Tensor], closest: Sequence[Match]) -> str:
     first = ", ".join(list(state)[:_SHOWN])
     if not closest:
+        found = (what for p, what in _STRANGERS if any(re.match(p, k) for k in state))
+        stranger = next((f"; it seems to be {what}" for what in found), "")
         return (
-            f"no converter knows these keys (they begin with {first}); if it is a checkpoint of a "
-            "system of ours, name its origin and system, or see docs/import.md for what can be read"
+            f"no converter knows these keys (they begin with {first}){stranger}; if it is a "
+            "checkpoint of a system of ours, name its origin and system, or see docs/import.md for "
+            "what can be read"
         )
     reasons = "\n".join(
         f"  {match.name} of {match.origin} ({match.share:.0%} of the keys): {match.problem}"
