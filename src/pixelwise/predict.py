@@ -27,6 +27,9 @@ from pixelwise import catalogue, checkpoint, tiling
 from pixelwise.data.transforms import prepare_image
 from pixelwise.drawing.palette import Color
 from pixelwise.errors import DataError, PixelwiseError, UsageError
+from pixelwise.nn.detections import drop_faint
+from pixelwise.nn.folding import fold_batch_norms
+from pixelwise.nn.pointwise import use_onednn
 from pixelwise.prediction.augmented import Version, predict_augmented
 from pixelwise.prediction.refined import refine
 from pixelwise.prediction.settings import STAGES, Clock, OnError, Options, Settings, read_options
@@ -85,6 +88,7 @@ class Segmenter:
     ) -> None:
         self.device = resolve_device(device)
         self.system = system.eval().to(self.device)
+        self._fused: nn.Module | None = None
         self.name = name
         self.classes = tuple(classes)
         self.input = input
@@ -176,6 +180,21 @@ class Segmenter:
         if batch:
             yield from self._predict_batch(batch, settings)
 
+    def fuse(self) -> Segmenter:
+        """Predict with batch norms folded into the convolutions, faster on a CPU.
+
+        Predictions stay the same up to the rounding of float32. `system` stays as it is, for
+        export and for training; weights that change later are not seen until the next call.
+
+        Returns:
+            This segmenter: `pw.load("nuclei").fuse()`.
+        """
+        example = torch.zeros(1, self.input.channels, 64, 64, device=self.device)
+        self._fused = fold_batch_norms(self.system, example)
+        if self.device.type == "cpu":
+            use_onednn(self._fused)
+        return self
+
     def export(self, path: str | Path, *, size: tuple[int, int] = (512, 512)) -> Path:
         """Write the model for another runtime, .onnx or .pt2; see `pixelwise.export.export`."""
         from pixelwise.export import export  # imports this module
@@ -197,6 +216,7 @@ class Segmenter:
             [w.size for w in batch],
             clock,
             with_probs=settings.needs_probs,
+            score_thresh=settings.score_thresh,
         )
         shared = clock.shared(len(batch))
         for waiting, found in zip(batch, predictions, strict=True):
@@ -206,7 +226,13 @@ class Segmenter:
             yield self._result(waiting.frame, waiting.pixels, prediction, times, settings)
 
     def _forward(
-        self, images: Tensor, sizes: Sequence[ImageSize], clock: Clock, *, with_probs: bool
+        self,
+        images: Tensor,
+        sizes: Sequence[ImageSize],
+        clock: Clock,
+        *,
+        with_probs: bool,
+        score_thresh: float = 0.0,
     ) -> Sequence[Prediction]:
         """Network and decoding of a batch.
 
@@ -215,14 +241,15 @@ class Segmenter:
             sizes:  one per picture.
             clock:  gets the time.
             with_probs: of label maps.
+            score_thresh: objects that score less may be left out.
         """
-        system = cast(System, self.system)
+        system = cast(System, self._fused or self.system)
         options = {"with_probs": True} if with_probs and self.task == "semantic" else {}
         with torch.no_grad(), _memory_advice(images):
             with clock("network", self.device):
                 raw = system.forward(self._placed(images))
             with clock("decode", self.device):
-                return system.decode(raw, sizes, **options)
+                return system.decode(drop_faint(raw, score_thresh), sizes, **options)
 
     def _placed(self, images: Tensor) -> Tensor:
         """On the device, in the layout in which its convolutions need no reordering."""
@@ -290,7 +317,9 @@ class Segmenter:
         if settings.sliding is not None:
             look = partial(self._window_probs, clock=clock)
             return slide(image, size, settings.sliding, look, is_flipped=version.is_flipped)
-        (prediction,) = self._forward(image[None], [size], clock, with_probs=with_probs)
+        (prediction,) = self._forward(
+            image[None], [size], clock, with_probs=with_probs, score_thresh=settings.score_thresh
+        )
         if isinstance(prediction, InstancePrediction):
             # Faint detections only cost time where detections are joined.
             return prediction.select(prediction.scores >= settings.score_thresh)

@@ -191,7 +191,7 @@ def test_only_positive_cells_are_drawn_in_training(form, monkeypatch):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_raw_holds_the_best_cells_of_each_level(form):
-    net = build(form=form, cells_per_level=10).eval()
+    net = build(form=form, cells_per_level=10, score_thresh=0.0).eval()
     images = torch.randn(2, 3, 70, 90)
     with torch.no_grad():
         raw = net(images)
@@ -211,6 +211,28 @@ def test_raw_holds_the_best_cells_of_each_level(form):
         chosen = raw.scores[:, start : start + count].amax(2)
         torch.testing.assert_close(chosen, best)
         at, start = at + side**2, start + count
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_cells_that_can_become_detections_are_drawn(form):
+    """What is drawn is what a lower threshold draws, however many of each level and image it is."""
+    every = build(form=form, score_thresh=0.0, mask_thresh=1e-5, final_thresh=0.0).eval()
+    torch.nn.init.normal_(every.categories.classify.weight, std=2.0)
+    images = torch.randn(2, 3, 70, 90)
+    with torch.no_grad():
+        whole = every(images)
+        some = SOLO(dataclasses.replace(every.cfg, score_thresh=0.1)).eval()
+        some.load_state_dict(every.state_dict())
+        raw = some(images)
+    heard = raw.scores.amax(2) > 0.1
+    assert 0 < heard[0].sum() != heard[1].sum()
+    assert not heard.all()
+    assert torch.equal(raw.scores, whole.scores)
+    torch.testing.assert_close(raw.masks, whole.masks * heard[:, :, None, None])
+    sizes = [ImageSize.same((70, 90))] * 2
+    for one, other in zip(some.decode(raw, sizes), some.decode(whole, sizes), strict=True):
+        assert len(one) > 0
+        torch.testing.assert_close(one.scores, other.scores)
 
 
 def flat_raw(places, scores, *, grid=8, classes=3, side=16):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -54,3 +54,27 @@ def place_in_pictures(found: Boxes, sizes: Sequence[ImageSize]) -> Iterator[tupl
         # A box in the padding has lost its area by now.
         kept = valid & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)  # [D]
         yield kept.nonzero()[:, 0], boxes[kept]
+
+
+def drop_faint(raw: Any, score_thresh: float) -> Any:
+    """Leave out what cannot become a detection of this score, before time is spent on its mask.
+
+    No system's `decode` raises a score of `raw`, or lets a detection of a lower score change one of
+    a higher, so that the detections which reach the threshold stay the same.
+
+    Args:
+        raw:          what any system's `forward` gives.
+        score_thresh: detections that score less are not wanted, 0..1.
+
+    Returns:
+        The same with fewer `valid`, or without them with zeros in `scores`; what has no scores, or
+        no single one for each that may be valid, comes back as it is.
+    """
+    valid, scores = getattr(raw, "valid", None), getattr(raw, "scores", None)
+    if scores is None:
+        return raw
+    if valid is None:
+        return raw._replace(scores=scores * (scores >= score_thresh))
+    if valid.shape != scores.shape:
+        return raw
+    return raw._replace(valid=valid & (scores >= score_thresh))

@@ -203,8 +203,12 @@ class DecoupledMasks(nn.Module):
     def draw(self, level: int, maps: Maps, cells: Tensor, size: Size | None = None) -> Tensor:
         """As `GridMasks.draw`."""
         del level  # the maps are all that a level has
-        columns, rows = (_resized(logits.sigmoid(), size) for logits in maps)
-        return cross(columns, rows, cells)
+        if cells.shape[1] >= maps[0].shape[1]:  # every map is chosen about once
+            columns, rows = (_resized(logits.sigmoid(), size) for logits in maps)
+            return cross(columns, rows, cells)
+        column, row = _split(cells, maps[0].shape[1])
+        columns, rows = _chosen(maps[0], column).sigmoid(), _chosen(maps[1], row).sigmoid()
+        return _resized(columns, size) * _resized(rows, size)
 
 
 def cross(columns: Tensor, rows: Tensor, cells: Tensor) -> Tensor:
@@ -218,10 +222,21 @@ def cross(columns: Tensor, rows: Tensor, cells: Tensor) -> Tensor:
     Returns:
         [B, n, h, w], nowhere above either factor.
     """
-    side = columns.shape[1]
-    column, row = cells % side, torch.div(cells, side, rounding_mode="floor")
-    chosen = torch.take_along_dim(columns, column[:, :, None, None], dim=1)  # [B, n, h, w]
-    return chosen * torch.take_along_dim(rows, row[:, :, None, None], dim=1)
+    column, row = _split(cells, columns.shape[1])
+    return _chosen(columns, column) * _chosen(rows, row)
+
+
+def _split(cells: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Column and row of positions in a grid."""
+    return cells % side, torch.div(cells, side, rounding_mode="floor")
+
+
+def _chosen(maps: Tensor, index: Tensor) -> Tensor:
+    """Maps [B, S, h, w] at [B, n] → [B, n, h, w], whole maps being copied at a time."""
+    batch, side = maps.shape[:2]
+    first = side * torch.arange(batch, device=index.device)[:, None]  # of each image, [B, 1]
+    planes = maps.contiguous().flatten(0, 1)  # [B * S, h, w]
+    return planes.index_select(0, (first + index).flatten()).unflatten(0, index.shape)
 
 
 class MaskFeatures(nn.Module):

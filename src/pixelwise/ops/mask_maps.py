@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pixelwise.ops.masks import resize_masks
 from pixelwise.ops.rle import encode_columns, split_by
 from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
@@ -97,6 +99,9 @@ def masks_from_cells(probs: Tensor, size: ImageSize, *, stride: int, thresh: flo
     Returns:
         N masks of the original picture, with tight windows; empty ones stay.
     """
+    if size.content == size.original and 0 < thresh < 1:  # the second step changes nothing
+        covered = (stride * probs.shape[1], stride * probs.shape[2])
+        return resize_masks(probs, replace(size, input=covered), thresh=thresh)
     maps = probs.detach().to("cpu", torch.float32).numpy()
     rows = _Axis(maps.shape[1], size, stride, axis=0)
     columns = _Axis(maps.shape[2], size, stride, axis=1)

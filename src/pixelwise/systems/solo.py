@@ -109,7 +109,8 @@ class Raw(NamedTuple):
     """The best cells of each level: min(cells_per_level, S * S) of every level, finest level first.
 
     scores: [B, N, K] category scores in [0, 1], 0 where a neighbouring cell scores higher. masks:
-    [B, N, h, w] in [0, 1], on cells of 4 input pixels; zeros where no category has a score.
+    [B, N, h, w] in [0, 1], on cells of 4 input pixels; zeros where no category scores more than
+    `score_thresh`: they are not drawn.
     """
 
     scores: Tensor
@@ -161,19 +162,36 @@ class SOLO(nn.Module):
         """
         pyramid = self.neck(self.backbone(images))
         maps = self.masks(pyramid)
-        size = map_size(maps)
         scores: list[Tensor] = []
         masks: list[Tensor] = []
         for level, logits in enumerate(self.categories(pyramid)):
             probs = point_nms(logits.sigmoid()).flatten(2).transpose(1, 2)  # [B, S * S, K]
             count = min(self.cfg.cells_per_level, probs.shape[1])
-            cells = probs.amax(dim=2).topk(count, dim=1).indices  # [B, n]
+            cells = probs.amax(dim=2).topk(count, dim=1).indices  # [B, n], best first
             scores.append(torch.take_along_dim(probs, cells[:, :, None], dim=1))
-            drawn = self.masks.draw(level, maps[level], cells, size)
-            # Which of the cells without a score fill up the number is not defined.
-            silent = scores[-1].amax(dim=2) == 0  # [B, n]
-            masks.append(drawn.masked_fill(silent[:, :, None, None], 0))
+            heard = scores[-1].amax(dim=2) > self.cfg.score_thresh  # [B, n]
+            masks += self._draw(level, maps, cells, heard)
         return Raw(torch.cat(scores, dim=1), torch.cat(masks, dim=1))
+
+    def _draw(
+        self, level: int, maps: Sequence[Maps], cells: Tensor, heard: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Masks [B, n, h, w] of cells [B, n] of a level in two parts, the second all zeros.
+
+        Args:
+            level: 0 is the finest.
+            maps:  of all levels.
+            cells: [B, n] int64, best first.
+            heard: [B, n] bool, which of them are drawn.
+        """
+        # A graph has fixed sizes; otherwise what comes after the last that is heard costs nothing.
+        most = cells.shape[1]
+        if not torch.compiler.is_compiling():
+            most = max(1, int(heard.sum(dim=1).amax()))
+        drawn = self.masks.draw(level, maps[level], cells[:, :most], map_size(maps))
+        drawn = drawn.masked_fill(~heard[:, :most, None, None], 0)
+        rest = (len(drawn), cells.shape[1] - most, *drawn.shape[2:])
+        return drawn, drawn.new_zeros(()).expand(rest)
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """Focal loss of the categories, and three times the Dice loss of the positive cells' masks.
@@ -218,10 +236,13 @@ class SOLO(nn.Module):
 
     def _decode_one(self, scores: Tensor, masks: Tensor, size: ImageSize) -> InstancePrediction:
         cfg = self.cfg
-        areas, maskness = mask_statistics(masks, thresh=cfg.mask_thresh)  # [N] each
-        large = areas > self._least_areas(areas)
-        cell, label = ((scores > cfg.score_thresh) & large[:, None]).nonzero(as_tuple=True)
-        values = scores[cell, label] * maskness[cell]  # [M]
+        heard = (scores > cfg.score_thresh).any(dim=1).nonzero()[:, 0]  # [M]
+        scores, masks, least = scores[heard], masks[heard], self._least_areas(scores)[heard]
+        areas, maskness = mask_statistics(masks, thresh=cfg.mask_thresh)  # [M] each
+        cell, label = ((scores > cfg.score_thresh) & (areas > least)[:, None]).nonzero(
+            as_tuple=True
+        )
+        values = scores[cell, label] * maskness[cell]  # [C] candidates
         best = values.argsort(descending=True, stable=True)[: cfg.candidates]
         cell, label, values = cell[best], label[best], values[best]
         values = self._suppress((masks > cfg.mask_thresh)[cell].flatten(1), label, values)

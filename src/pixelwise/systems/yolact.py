@@ -316,13 +316,7 @@ class YOLACT(nn.Module):
         self, boxes: Tensor, probs: Tensor, coefficients: Tensor, prototypes: Tensor, *, size: Size
     ) -> tuple[Tensor, ...]:
         """The detections of one image, in the order of `Raw`, without the prototypes."""
-        index, labels, scores = SUPPRESSIONS[self.cfg.suppression](
-            boxes,
-            probs,
-            iou_thresh=self.cfg.iou_thresh,
-            top_k=self.cfg.pre_nms,
-            count=self.cfg.detections_per_image,
-        )
+        index, labels, scores = self._best_boxes(boxes, probs)  # [D] each
         valid = scores >= 0  # [D]
         scores = scores.clamp(min=0)
         boxes = boxes[index] * valid[:, None]
@@ -333,6 +327,22 @@ class YOLACT(nn.Module):
             masks = assemble_masks(prototypes, chosen, in_cells(boxes, size, prototypes))
             mask_scores = scores * self.rescoring.of_class(masks, labels)
         return boxes, scores, labels, valid, mask_scores, chosen
+
+    def _best_boxes(self, boxes: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions, labels and scores [D] of the detections; the scores of empty places are -1."""
+        some: Tensor | slice = slice(None)
+        if not torch.compiler.is_compiling():  # few of many thousand anchors are candidates
+            is_candidate = (probs >= 0).any(dim=1)  # [N]
+            count = max(int(is_candidate.sum()), min(self.cfg.pre_nms, len(boxes)))
+            some = is_candidate.argsort(descending=True, stable=True)[:count]
+        index, labels, scores = SUPPRESSIONS[self.cfg.suppression](
+            boxes[some],
+            probs[some],
+            iou_thresh=self.cfg.iou_thresh,
+            top_k=self.cfg.pre_nms,
+            count=self.cfg.detections_per_image,
+        )
+        return index if isinstance(some, slice) else some[index], labels, scores
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """The losses of all parts, weighted as published.
