@@ -31,8 +31,8 @@ SHAPE = (1, 3, 33, 49)
 LARGER = (1, 3, 64, 96)
 ORIGINAL, ROUND_TRIP = "outputs of the original", "round trips"
 _NOISE = 5e-7  # relative change of the weights
-_ROUNDS = 1
-_SEEDS = 2
+_ROUNDS = 4
+_SEEDS = 4
 
 RESNET18 = {"num_classes": 5, "backbone": "resnet18"}
 MMSEG = {**RESNET18, "backbone_style": "v1c", "aux_weight": 0.4, "align_corners": False}
@@ -64,7 +64,7 @@ DEEPLAB_PYTORCH = {
     "align_corners": False,
 }
 SMP = {**RESNET18, "backbone_style": "smp"}
-DETECTOR = {"num_classes": 3, "backbone": "resnet18", "channels": 32, "backbone_norm": "frozen"}
+DETECTOR = {"num_classes": 3, "backbone": "resnet50", "channels": 32, "backbone_norm": "frozen"}
 FEW = {"pre_nms": (60, 30), "proposals": (30, 12), "detections_per_image": 6}
 SMALL_DETECTOR = {**DETECTOR, **FEW}
 SPATIAL = {"spatial_widths": (64, 64, 64, 128), "aux_weight": 1.0}

@@ -243,7 +243,7 @@ class Segmenter:
             with_probs: of label maps.
             score_thresh: objects that score less may be left out.
         """
-        system = cast(System, self._fused or self.system)
+        system = cast(System, self.system if self._fused is None else self._fused)
         options = {"with_probs": True} if with_probs and self.task == "semantic" else {}
         with torch.no_grad(), _memory_advice(images):
             with clock("network", self.device):

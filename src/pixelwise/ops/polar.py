@@ -122,7 +122,7 @@ def ray_ends(points: Tensor, rays: Tensor) -> Tensor:
 
     Source:  PolarMask (arXiv:1909.13226), section 3.2, eq. 1.
     """
-    # In this order, as released: an end on a whole pixel is truncated to it or to the one before.
+    # The order of rounding counts: an end on a whole pixel is truncated to it or the one before.
     angles = ray_angles(rays.shape[-1], rays).to(rays.dtype) / 180 * math.pi
     directions = torch.stack([angles.sin(), angles.cos()], dim=-1)  # [n, 2]
     return points[..., None, :] + rays[..., None] * directions
