@@ -305,6 +305,30 @@ def test_fast_nms_without_candidates_keeps_its_form(boxes: int, places: int) -> 
     assert (scores == -1).all()
 
 
+@pytest.mark.parametrize("top_k", [40, 6])
+def test_fast_nms_as_a_graph_compares_the_best_pairs_only(
+    monkeypatch: pytest.MonkeyPatch, top_k: int
+) -> None:
+    """With many classes it leaves most pairs of box and class out, and finds the same."""
+    boxes, _, _ = crowd(120, 5, 60.0)
+    scores = torch.rand(120, 30, generator=torch.Generator().manual_seed(5))
+    scores[scores < 0.5] = -1.0
+    scores[:, 3] = 1 + torch.rand(120, generator=torch.Generator().manual_seed(6))
+    sizes: list[int] = []
+
+    def measured(a: Tensor, b: Tensor) -> Tensor:
+        sizes.append(a[..., 0].numel() * b.shape[-2])
+        return pairwise_iou(a, b)
+
+    monkeypatch.setattr(suppress, "pairwise_iou", measured)
+    how = {"iou_thresh": 0.3, "top_k": top_k, "count": 15}
+    graph = _fast_nms(boxes, scores, **how)
+    assert sizes == [min(150**2, 30 * top_k**2)]
+    wanted = slow_table_nms(boxes, scores, **how, greedy=False)
+    assert len(wanted) == 15
+    assert list(zip(*(x.tolist() for x in graph), strict=True)) == wanted
+
+
 def test_fast_nms_of_few_classes_is_that_of_the_whole_table() -> None:
     """Classes without candidates take no part, however the compiler must treat them."""
     torch.manual_seed(0)

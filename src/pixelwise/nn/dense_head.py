@@ -72,7 +72,11 @@ def flatten_levels(maps: Sequence[Tensor], channels: int) -> Tensor:
     Returns:
         [B, sum of h_l * w_l * A, C].
     """
-    flat = [m.unflatten(1, (channels, -1)).permute(0, 3, 4, 2, 1).flatten(1, 3) for m in maps]
+    flat: list[Tensor] = []
+    for level in maps:
+        anchors = level.unflatten(1, (channels, -1)).unbind(2)  # A of [B, C, h, w]
+        rows = torch.stack([anchor.permute(0, 2, 3, 1) for anchor in anchors], dim=3)
+        flat.append(rows.flatten(1, 3))
     return torch.cat(flat, dim=1)
 
 

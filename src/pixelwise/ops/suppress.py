@@ -21,6 +21,7 @@ _PIXEL_CHUNK = 1 << 22  # mask pixels turned to float32 at a time: 16 MB
 _PAIR_CHUNK = 1 << 14  # pairs of boxes at a time: what a core's cache holds
 _CALL_PAIRS = 512  # so many pairs take as long as a call of torchvision's operator
 _ALL_PAIRS = 1 << 24  # ranks of all pairs of boxes in all classes, at worst: 64 MB
+_PAIRS_PER_DETECTION = 10  # of box and class that a graph compares, where classes are many
 _FEW_CANDIDATES = 1 << 16  # more are not sorted before most of them are out
 
 
@@ -253,10 +254,26 @@ def fast_nms(
 def _fast_nms(
     boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`fast_nms` as a graph that is independent of the data."""
-    values, index = scores.T.topk(min(top_k, len(boxes)), dim=1)  # [K, T] each
-    keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [K, T]
-    return _best(values.masked_fill(~keep, -1.0), index, count)
+    """`fast_nms` as a graph that is independent of the data.
+
+    What falls, falls to a better pair of box and class. With many classes only the best pairs are
+    compared: when `count` of them stay, none of the others can be in the result.
+    """
+    classes, most = scores.shape[1], min(top_k, len(boxes))
+    pairs = min(_PAIRS_PER_DETECTION * count, scores.numel())
+    if pairs**2 >= classes * most**2:
+        values, index = scores.T.topk(most, dim=1)  # [K, T] each
+        keep = largest_better_overlap(boxes[index]) <= iou_thresh  # [K, T]
+        return _best(values.masked_fill(~keep, -1.0), index, count)
+    some = scores.amax(dim=1).topk(min(pairs, len(boxes))).indices  # the boxes of the best pairs
+    values, place = scores[some].flatten().topk(pairs)  # [P] each
+    labels = place % classes
+    index = some[torch.div(place, classes, rounding_mode="floor")]
+    better = (labels[:, None] == labels).triu(diagonal=1)  # [P, P], rivals of one class
+    falls = better & (pairwise_iou(boxes[index], boxes[index]) > iou_thresh)
+    keep = ~falls.any(dim=0) & (better.sum(dim=0) < top_k)
+    values, order = values.masked_fill(~keep, -1.0).topk(count)
+    return index[order], labels[order], values
 
 
 def fast_nms_across_classes(

@@ -297,7 +297,7 @@ class YOLACT(nn.Module):
         return Raw._make([*(torch.stack(parts) for parts in zip(*found, strict=True)), prototypes])
 
     def _candidates(self, probs: Tensor, cells: Sequence[int]) -> Tensor:
-        """The probabilities [B, N, K], -1 for what is no candidate."""
+        """The probabilities [B, N, K], negative for what is no candidate."""
         best = probs.amax(dim=-1)  # [B, N]
         if self.rules.by_class or self.cfg.suppression == "greedy":
             kept = probs > self.cfg.score_thresh
@@ -310,7 +310,7 @@ class YOLACT(nn.Module):
                     best, [n * self.cfg.anchors_per_cell for n in cells], self.rules.per_level
                 )[..., None]
             )
-        return torch.where(kept, probs, -1.0)
+        return probs - 2.0 * ~kept
 
     def _suppress(
         self, boxes: Tensor, probs: Tensor, coefficients: Tensor, prototypes: Tensor, *, size: Size
