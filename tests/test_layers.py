@@ -22,6 +22,7 @@ LAYERS = {
     "metrics": 4,
     "progress": 4,
     "cli": 6,
+    "__main__": 6,
 }
 TOP_LEVEL = 5
 SILENT_LAYERS = (0, 1, 2, 3)  # they read no files and no environment, and never print

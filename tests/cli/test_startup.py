@@ -43,6 +43,21 @@ def test_help_answers_at_once() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_the_module_is_the_command() -> None:
+    words = [["--help"], ["predict"]]
+    module, script = (
+        [subprocess.run([*start, *w], capture_output=True, text=True, check=False) for w in words]
+        for start in ([sys.executable, "-m", "pixelwise"], [COMMAND])
+    )
+    for one, other in zip(module, script, strict=True):
+        assert (one.returncode, one.stdout, one.stderr) == (
+            other.returncode,
+            other.stdout,
+            other.stderr,
+        )
+    assert [done.returncode for done in module] == [0, 2]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
