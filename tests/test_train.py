@@ -16,6 +16,7 @@ from pixelwise.train import resume, run_recipe
 from pixelwise.training import recipe as recipes
 from pixelwise.training.dry_run import dry_run
 from pixelwise.training.interruption import TrainingInterrupted
+from pixelwise.training.prepare import prepare
 from tests.data.made_up import annotation, coco_content, square, write_coco
 from tests.training_stand_ins import CLASSES, Tiny, add_tiny_system, make_squares, recipe_tree
 
@@ -265,6 +266,25 @@ def test_weights_between_objects_reach_the_loss(tmp_path, monkeypatch):
     assert all(weights.max() > 5 and weights.min() == 1 for weights in seen[True])
     assert seen[False]
     assert all(weights is None for weights in seen[False])
+
+
+def test_a_grid_over_the_input_is_warned_of_crops(tmp_path):
+    """SOLO alone, and only where a recipe crops."""
+    content = coco_content(images=2)
+    content["annotations"] = [annotation(i, 10 + i, 7, square(4, 4, 8)) for i in range(2)]
+    source = write_coco(tmp_path, content)
+
+    def notes(name, crop):
+        tree = {
+            "model": {"name": name, "backbone": "test_efficientnet"},
+            "data": {"source": str(source), "val": "train", "crop": crop},
+            "run": {"steps": 1},
+        }
+        return prepare(recipes.validate(tree), quiet=True).notes
+
+    (advice,) = notes("solov2_lite0", (64, 96))
+    assert "a crop of 64x96" in advice
+    assert notes("solov2_lite0", None) == notes("yolact_lite0", (64, 96)) == ()
 
 
 WRONG = [

@@ -141,6 +141,7 @@ class SOLO(nn.Module):
     """
 
     CLASS_ROWS: ClassVar[dict[str, int]] = {"categories.classify": 1}
+    spans_input: ClassVar[bool] = True  # its grid: an object is more of a crop than of a picture
 
     def __init__(self, cfg: SOLOConfig) -> None:
         super().__init__()

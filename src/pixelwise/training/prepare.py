@@ -40,7 +40,7 @@ class Parts:
         train:   view of the training split.
         val:     view of the validation split.
         pixel_weights: [256] float32 loss weight of each label value, 0 for ignored (semantic).
-        notes:   lines that tell where the weights came from.
+        notes:   lines that tell where the weights came from, and what to think about.
     """
 
     name: str
@@ -86,7 +86,7 @@ def prepare(recipe: Recipe, *, quiet: bool = False) -> Parts:
         train=train,
         val=val,
         pixel_weights=_weight_table(config, len(classes)) if entry.task == "semantic" else None,
-        notes=tuple(_fill(system, recipe, stored, classes)),
+        notes=(*_fill(system, recipe, stored, classes), *_advise(system, recipe, name)),
     )
 
 
@@ -197,6 +197,17 @@ def _fill(
 
         notes.append(f"backbone: {initialise_backbone(system, model.backbone_weights)}")
     return notes
+
+
+def _advise(system: nn.Module, recipe: Recipe, name: str) -> list[str]:
+    """What a recipe asks for that seldom is what one wants, a line each."""
+    crop = recipe.data.crop
+    if crop is None or not getattr(system, "spans_input", False):
+        return []
+    return [
+        f"{name} places objects by their share of the input, and a crop of {crop[0]}x{crop[1]} is "
+        "not the picture that it sees later: data.crop=null trains on whole pictures"
+    ]
 
 
 def _class_weights(recipe: Recipe, view: Dataset, entry: Entry, *, quiet: bool) -> dict[str, Any]:
