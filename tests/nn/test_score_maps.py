@@ -25,7 +25,6 @@ def head(
     parts: int = 3,
     regions_per_image: int = 4,
     with_ohem: bool = False,
-    background_iou: float = 0.1,
 ) -> ScoreMaps:
     torch.manual_seed(0)
     grid = PartGrid(parts=parts, side=SIDE if with_masks else parts, stride=16, mode="copy")
@@ -39,7 +38,6 @@ def head(
         weights=WEIGHTS,
         regions_per_image=regions_per_image,
         with_ohem=with_ohem,
-        background_iou=background_iou,
     )
 
 
