@@ -155,7 +155,7 @@ def proposals_of(*boxes: list[float]) -> Proposals:
 
 
 def test_which_regions_are_learnt_from() -> None:
-    """With OHEM all; else background must overlap an object a little, by 0.1 unless told."""
+    """With OHEM all; else background must overlap an object a little, by 0.1."""
     found = proposals_of([10, 10, 30, 30], [20, 10, 40, 30], [26, 10, 46, 30], [60, 40, 90, 60])
     target = make_target([[10, 10, 30, 30]], [1])
     every = head(regions_per_image=2, with_ohem=True).sample(found, [target])
@@ -166,8 +166,6 @@ def test_which_regions_are_learnt_from() -> None:
     assert [20, 10, 40, 30] in boxes  # IoU 1/3
     assert [26, 10, 46, 30] in boxes  # IoU 1/9
     assert [60, 40, 90, 60] not in boxes  # IoU 0
-    anywhere = head(regions_per_image=8, background_iou=0.0).sample(found, [target])
-    assert [60, 40, 90, 60] in anywhere.rois[:, 1:].tolist()
 
 
 def test_regions_in_a_crowd_are_neither_objects_nor_background() -> None:
