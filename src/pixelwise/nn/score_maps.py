@@ -127,7 +127,6 @@ class ScoreMaps(nn.Module):
         weights:     of the four deltas.
         regions_per_image: to learn from.
         with_ohem:   learn from those with the largest error (OHEM), instead of drawing them.
-        background_iou: see `sample_regions`, where regions are drawn.
 
     Source:  R-FCN (arXiv:1605.06409), section 2; FCIS (arXiv:1611.07709), section 3.
     """
@@ -144,7 +143,6 @@ class ScoreMaps(nn.Module):
         weights: tuple[float, float, float, float],
         regions_per_image: int,
         with_ohem: bool,
-        background_iou: float = BACKGROUND_IOU,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -153,7 +151,6 @@ class ScoreMaps(nn.Module):
         self.weights = weights
         self.regions_per_image = regions_per_image
         self.with_ohem = with_ohem
-        self.background_iou = background_iou
         cells = grid.parts**2
         self.reduce = ConvNormAct(in_channels, width, 1, norm=None)
         self.class_maps = nn.Conv2d(width, (num_classes + 1) * self.sides * cells, 1)
@@ -208,7 +205,7 @@ class ScoreMaps(nn.Module):
             targets,
             count=self.regions_per_image,
             positive_frac=POSITIVE_FRAC,
-            background_iou=self.background_iou,
+            background_iou=BACKGROUND_IOU,
             num_classes=self.num_classes,
         )
 

@@ -107,7 +107,7 @@ SYSTEMS: dict[str, Entry] = {
     "fcis": Entry(system=FCIS, config=FCISConfig(), input=FCIS_BGR, task="instance"),
     "fcis_coco": Entry(system=FCIS, config=FCISConfig(num_classes=80, anchor_sizes=(64, 128, 256, 512), with_ohem=True, min_side_px=2.0), input=FCIS_BGR, task="instance"),
     "fcis_resnet50": Entry(system=FCIS, config=FCISConfig(backbone="resnet50"), input=FCIS_BGR, task="instance"),
-    "fcis_lite0": Entry(system=FCIS, config=FCISConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128, anchor_sizes=(16, 32, 64, 128, 256), background_iou=0.0, min_side_px=2.0), input=LITE_RGB, task="instance"),
+    "fcis_lite0": Entry(system=FCIS, config=FCISConfig(backbone="tf_efficientnet_lite0", width=256, rpn_width=128, anchor_sizes=(16, 32, 64, 128, 256), min_side_px=2.0), input=LITE_RGB, task="instance"),
     "fcn": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "fcn8s_vgg16": Entry(system=FCN, config=FCNConfig(), input=IMAGENET_RGB, task="semantic"),
     "fcn8s_vgg16_pad100": Entry(system=FCN, config=FCNConfig(with_border=True), input=FCN_BGR, task="semantic"),

@@ -49,9 +49,6 @@ class FCISConfig:
         proposals:     regions per image, while training and at inference. Section 3.3.
         regions_per_image: that a step learns from.
         with_ohem:     choose the hardest regions (COCO) instead of drawing a quarter of objects.
-        background_iou: background that is drawn overlaps some object by this much at least, 0..1.
-                       Released (VOC): 0.1, which leaves places far from all objects unlearnt; with
-                       0 it comes from everywhere.
         min_side_px:   regions with a shorter side are dropped, network-input pixels. COCO: 2.
         score_thresh:  a detection scores this at least, 0..1. Released.
         iou_thresh:    of the suppression within each class, 0..1. Section 3.3.
@@ -77,7 +74,6 @@ class FCISConfig:
     proposals: int = 300
     regions_per_image: int = 128
     with_ohem: bool = False
-    background_iou: float = 0.1
     min_side_px: float = 16.0
     score_thresh: float = 1e-3
     iou_thresh: float = 0.3
@@ -151,7 +147,6 @@ class FCIS(nn.Module):
             weights=DELTA_WEIGHTS,
             regions_per_image=cfg.regions_per_image,
             with_ohem=cfg.with_ohem,
-            background_iou=cfg.background_iou,
         )
         self.CLASS_ROWS = {"score_maps.class_maps": 2 * cfg.parts**2}
 
