@@ -286,6 +286,7 @@ def main() -> None:
             peer["eager"] = theirs(pixels, args.objects)
             if args.onnx:
                 peer["onnx"] = theirs(pixels, args.objects, folder=Path(folder))
+        torch.set_num_threads(args.threads)  # importing theirs changes it
         head = [*([PEER] if peer else []), "ours ms (CPU)"]
         ratios = "   ratio  quartiles    CPU  quartiles" if peer else ""
         print(f"{'':28} {'objects':>8} " + "".join(f"{h:>17}" for h in head) + ratios)

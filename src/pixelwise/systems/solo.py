@@ -16,6 +16,7 @@ from pixelwise.nn.backbones import build_backbone
 from pixelwise.nn.fpn import FPN
 from pixelwise.nn.grid_masks import DecoupledMasks, DynamicMasks, GridCategories, GridMasks, Maps
 from pixelwise.nn.norm import NORMS
+from pixelwise.nn.regions import best_first
 from pixelwise.ops.mask_maps import masks_from_cells, masks_on_cells, mass_centres
 from pixelwise.ops.rle import tight_boxes
 from pixelwise.ops.suppress import mask_nms, matrix_nms, point_nms
@@ -168,7 +169,7 @@ class SOLO(nn.Module):
         for level, logits in enumerate(self.categories(pyramid)):
             probs = point_nms(logits.sigmoid()).flatten(2).transpose(1, 2)  # [B, S * S, K]
             count = min(self.cfg.cells_per_level, probs.shape[1])
-            cells = probs.amax(dim=2).topk(count, dim=1).indices  # [B, n], best first
+            _, cells = best_first(probs.amax(dim=2), count)  # [B, n]
             scores.append(torch.take_along_dim(probs, cells[:, :, None], dim=1))
             heard = scores[-1].amax(dim=2) > self.cfg.score_thresh  # [B, n]
             masks += self._draw(level, maps, cells, heard)
