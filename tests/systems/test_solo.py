@@ -213,6 +213,19 @@ def test_raw_holds_the_best_cells_of_each_level(form):
         at, start = at + side**2, start + count
 
 
+def test_of_equal_scores_the_lower_cells_are_drawn(monkeypatch):
+    """As ONNX defines it, so that a runtime chooses the same ones."""
+    net = build(cells_per_level=5).eval()
+    torch.nn.init.zeros_(net.categories.classify.weight)
+    torch.nn.init.constant_(net.categories.classify.bias, 9.0)
+    seen = []
+    draw = net.masks.draw
+    monkeypatch.setattr(net.masks, "draw", lambda *a: seen.append(a[2].tolist()) or draw(*a))
+    with torch.no_grad():
+        net(torch.randn(1, 3, 64, 64))
+    assert seen == [[list(range(5))]] * 5
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_cells_that_can_become_detections_are_drawn(form):
     """What is drawn is what a lower threshold draws, however many of each level and image it is."""
