@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixelwise.nn.grid_masks import cross
 from pixelwise.ops.mask_maps import masks_on_cells
 from pixelwise.ops.resize import resize
 from pixelwise.ops.rle import crops_from_dense
@@ -131,10 +130,11 @@ def network_stages(net: SOLO, images: Tensor) -> dict[str, Callable[[], Tensor]]
             stages[f"kernel_preds.{number}"] = lambda m=own: m[0]
             stages["mask_feats"] = lambda m=own: m[1]
         else:
-            for axis, logits in zip("xy", own, strict=True):
-                stages[f"mask_logits_{axis}.{number}"] = lambda x=logits: x
-                stages[f"mask_prob_{axis}_upsampled.{number}"] = lambda x=logits: resize(
-                    x.sigmoid(), size
+            for axis, convs, at in (("x", net.masks.columns, 0), ("y", net.masks.rows, -1)):
+                conv, features = convs[number], own[at]
+                stages[f"mask_logits_{axis}.{number}"] = lambda f=conv, x=features: f(x)
+                stages[f"mask_prob_{axis}_upsampled.{number}"] = lambda f=conv, x=features: resize(
+                    f(x).sigmoid(), size
                 )
     return stages
 
@@ -145,7 +145,7 @@ def run_post(fixture: Fixture) -> None:
     scores = torch.cat(
         [fixture.tensor(f"in.cate_prob_peaks.{n}").flatten(1, 2) for n in range(len(grids))], dim=1
     )
-    masks = torch.cat([post_masks(fixture, n, side) for n, side in enumerate(grids)], dim=1)
+    masks = torch.cat([post_masks(fixture, n) for n in range(len(grids))], dim=1)
     net = headless(
         grids=grids,
         num_classes=given["num_foreground_classes"],
@@ -160,12 +160,17 @@ def run_post(fixture: Fixture) -> None:
     check_detections(fixture, "out.", found)
 
 
-def post_masks(fixture: Fixture, level: int, side: int) -> Tensor:
+def post_masks(fixture: Fixture, level: int) -> Tensor:
     """[1, S * S, h, w] soft masks of all cells of a level."""
     read = lambda name: fixture.tensor(f"in.{name}_u8.{level}").float() / 255  # noqa: E731
     if f"in.mask_prob_u8.{level}" in fixture.arrays:
         return read("mask_prob")
-    return cross(read("mask_prob_x"), read("mask_prob_y"), torch.arange(side**2)[None])
+    return every_product(read("mask_prob_x"), read("mask_prob_y"))
+
+
+def every_product(columns: Tensor, rows: Tensor) -> Tensor:
+    """[B, S, h, w] twice → [B, S * S, h, w], the masks of all cells in row-major order."""
+    return (columns[:, None] * rows[:, :, None]).flatten(1, 2)
 
 
 def headless(**settings: Any) -> SOLO:
@@ -213,8 +218,8 @@ def run_loss(fixture: Fixture) -> None:
     def draw(level: int, number: int, cells: Tensor) -> Tensor:
         if "mask_logits" in logits:
             return logits["mask_logits"][level][number, cells].sigmoid()
-        both = (logits[f"mask_logits_{axis}"][level][number].sigmoid() for axis in "xy")
-        return cross(*(m[None] for m in both), cells[None])[0]
+        both = (logits[f"mask_logits_{axis}"][level][[number]].sigmoid() for axis in "xy")
+        return every_product(*both)[0, cells]
 
     mask = mask_loss(draw, found, targets, strides=strides)
     compare(fixture, "loss_mask", mask[None])

@@ -12,7 +12,6 @@ from pixelwise.nn.grid_masks import (
     DynamicMasks,
     GridCategories,
     GridMasks,
-    cross,
     even_levels,
 )
 
@@ -107,7 +106,8 @@ def test_a_decoupled_mask_is_the_product_of_its_column_and_its_row() -> None:
     branch = build("decoupled")
     maps = branch(pyramid())
     side = GRIDS[0]
-    columns, rows = (m.sigmoid() for m in maps[0])
+    convs, features = (branch.columns[0], branch.rows[0]), maps[0]
+    columns, rows = (f(x).sigmoid() for f, x in zip(convs, features, strict=True))
     for i in range(side):
         for j in range(side):
             cell = torch.full((2, 1), i * side + j)
@@ -121,10 +121,17 @@ def test_a_decoupled_mask_is_the_product_of_its_column_and_its_row() -> None:
     torch.testing.assert_close(resized, wanted[0][:, 2] * wanted[1][:, 1])
 
 
-def test_products_that_full_masks_could_have_are_the_same_masks() -> None:
-    columns, rows = torch.rand(1, 3, 4, 5), torch.rand(1, 3, 4, 5)
-    full = torch.einsum("bjhw,bihw->bijhw", columns, rows).flatten(1, 2)
-    assert torch.equal(cross(columns, rows, torch.arange(9)[None]), full)
+@pytest.mark.parametrize("form", ["decoupled", "light"])
+def test_only_columns_and_rows_of_chosen_cells_are_convolved(form, monkeypatch) -> None:
+    branch = build(form)
+    maps, widths = branch(pyramid()), []
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a, **k: widths.append(len(a[1])) or conv2d(*a, **k))
+    branch.draw(0, maps[0], torch.tensor([[0, 1], [1, 1]]))  # two columns of one row
+    assert widths == [2, 1]
+    branch.draw(0, maps[0], torch.zeros(2, 0, dtype=torch.int64)).sum().backward()
+    assert widths[2:] == [1, 1]
+    assert branch.columns[0].weight.grad is not None  # as every layer's, in several processes
 
 
 def test_dynamic_kernels_convolve_the_shared_map() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pixelwise.errors import UsageError
-from pixelwise.nn.grid_masks import cross
+from pixelwise.nn.grid_masks import DecoupledMasks
 from pixelwise.nn.norm import FrozenBatchNorm
 from pixelwise.ops import rle
 from pixelwise.systems import SYSTEMS, create
@@ -312,10 +312,13 @@ def test_duplicates_fall_within_a_class_and_a_cell_may_have_two_classes():
 def test_equal_products_give_equal_detections():
     """Where SOLO's masks factorise, decoupled SOLO finds the same."""
     torch.manual_seed(0)
-    columns, rows = torch.rand(2, 1, 8, 16, 16)
-    cells = torch.arange(64)[None]
-    split = cross(columns, rows, cells)
-    whole = (columns[:, None] * rows[:, :, None]).flatten(1, 2)
+    branch = DecoupledMasks(4, (8,), width=8, convs=0)
+    branch.columns[0], branch.rows[0] = (torch.nn.Conv2d(8, 8, 1) for _ in "xy")
+    features = torch.randn(2, 1, 8, 16, 16)
+    with torch.no_grad():
+        split = branch.draw(0, tuple(features), torch.arange(64)[None])
+        columns, rows = branch.columns[0](features[0]), branch.rows[0](features[1])
+    whole = (columns.sigmoid()[:, None] * rows.sigmoid()[:, :, None]).flatten(1, 2)
     scores = torch.rand(1, 64, 3)
     rest = (torch.zeros(1, 4 * 64, 3), torch.zeros(1, 4 * 64, 16, 16))
     raws = [

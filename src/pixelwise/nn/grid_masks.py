@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pixelwise.nn.blocks import ConvNormAct
 from pixelwise.nn.coord_conv import Axes, with_coordinates
@@ -190,40 +191,36 @@ class DecoupledMasks(nn.Module):
         init_head(self, [c for c in outputs if isinstance(c, nn.Conv2d)])
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Maps]:
-        """L of [B, C, h_l, w_l] → per level logits of columns and rows, [B, S_l, 2h, 2w] each."""
-        result: list[Maps] = []
-        for x, columns, rows in zip(even_levels(pyramid), self.columns, self.rows, strict=True):
-            features = [
+        """L of [B, C, h_l, w_l] → per level the features [B, width, 2h, 2w] of each tower."""
+        return [
+            tuple(
                 _doubled(one(with_coordinates(x, axes)))
                 for one, axes in zip(self.towers, self.axes, strict=True)
-            ]
-            result.append((columns(features[0]), rows(features[-1])))
-        return result
+            )
+            for x in even_levels(pyramid)
+        ]
 
     def draw(self, level: int, maps: Maps, cells: Tensor, size: Size | None = None) -> Tensor:
-        """As `GridMasks.draw`."""
-        del level  # the maps are all that a level has
-        if cells.shape[1] >= maps[0].shape[1]:  # every map is chosen about once
-            columns, rows = (_resized(logits.sigmoid(), size) for logits in maps)
-            return cross(columns, rows, cells)
-        column, row = _split(cells, maps[0].shape[1])
-        columns, rows = _chosen(maps[0], column).sigmoid(), _chosen(maps[1], row).sigmoid()
-        return _resized(columns, size) * _resized(rows, size)
+        """As `GridMasks.draw`; only the columns and rows of chosen cells are convolved."""
+        columns, rows = self.columns[level], self.rows[level]
+        assert isinstance(columns, nn.Conv2d)
+        assert isinstance(rows, nn.Conv2d)
+        column, row = _split(cells, columns.out_channels)
+        first = _planes(columns, maps[0], column, size)
+        return first * _planes(rows, maps[-1], row, size)
 
 
-def cross(columns: Tensor, rows: Tensor, cells: Tensor) -> Tensor:
-    """Multiply the maps of each cell's column and row.
-
-    Args:
-        columns: [B, S, h, w] in [0, 1].
-        rows:    [B, S, h, w] in [0, 1].
-        cells:   [B, n] int64, row-major positions in the grid.
-
-    Returns:
-        [B, n, h, w], nowhere above either factor.
-    """
-    column, row = _split(cells, columns.shape[1])
-    return _chosen(columns, column) * _chosen(rows, row)
+def _planes(conv: nn.Conv2d, features: Tensor, index: Tensor, size: Size | None) -> Tensor:
+    """The channels at [B, n] of a convolution, as probabilities [B, n, h, w]."""
+    weight, bias = conv.weight, _bias(conv)
+    if not torch.compiler.is_compiling():  # a graph has fixed sizes
+        used, index = index.unique(return_inverse=True)
+        used = used if len(used) else used.new_zeros(1)  # so that every layer has a gradient
+        weight, bias = weight[used], bias[used]
+    every = F.conv2d(features, weight, bias, padding=conv.padding).sigmoid()
+    if index.shape[1] < every.shape[1]:  # what is chosen is resized, or all that can be chosen
+        return _resized(_chosen(every, index), size)
+    return _chosen(_resized(every, size), index)
 
 
 def _split(cells: Tensor, side: int) -> tuple[Tensor, Tensor]:
