@@ -90,11 +90,11 @@ def aim(segmenter: Segmenter, pixels: Pixels, objects: int) -> None:
     conv = system.head.outputs["classify"] if is_yolact else system.categories.classify
     masks = [] if is_yolact else [*system.masks.columns, *system.masks.rows]
     images = prepare_image(pixels, segmenter.input)[0][None]
-    spread([conv], system, images, by=CONTRAST)
-    spread(masks, system, images, by=2.0)
+    spread([conv], lambda: system(images), by=CONTRAST)
+    spread(masks, lambda: whole_masks(system, images), by=2.0)
     if is_yolact:  # boxes near their anchors, masks that are half full
-        spread([system.head.outputs["regress"]], system, images, by=1.0)
-        spread([system.head.outputs["coefficients"]], system, images, by=1.0)
+        spread([system.head.outputs["regress"]], lambda: system(images), by=1.0)
+        spread([system.head.outputs["coefficients"]], lambda: system(images), by=1.0)
     conv.bias.zero_()
     for one in masks:
         one.bias.fill_(-2.0)  # a mask covers 2 % of the picture instead of 25 %
@@ -115,15 +115,23 @@ def aim(segmenter: Segmenter, pixels: Pixels, objects: int) -> None:
     found(high)
 
 
+def whole_masks(system: Any, images: Tensor) -> None:
+    """All columns and rows of decoupled SOLO; a prediction computes those of few cells."""
+    maps = system.masks(system.neck(system.backbone(images)))
+    for features, columns, rows in zip(maps, system.masks.columns, system.masks.rows, strict=True):
+        columns(features[0])
+        rows(features[-1])
+
+
 @torch.no_grad()
-def spread(convs: list[nn.Conv2d], network: nn.Module, images: Tensor, *, by: float) -> None:
-    """Scale convolutions so that their outputs have this standard deviation."""
+def spread(convs: list[nn.Conv2d], run: Callable[[], object], *, by: float) -> None:
+    """Scale convolutions so that their outputs in a run have this standard deviation."""
     outputs: dict[nn.Module, list[Tensor]] = {conv: [] for conv in convs}
     hooks = [
         conv.register_forward_hook(lambda module, args, out: outputs[module].append(out.flatten()))
         for conv in convs
     ]
-    network(images)
+    run()
     for conv, hook in zip(convs, hooks, strict=True):
         hook.remove()
         if outputs[conv]:

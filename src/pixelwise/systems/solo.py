@@ -172,13 +172,11 @@ class SOLO(nn.Module):
             _, cells = best_first(probs.amax(dim=2), count)  # [B, n]
             scores.append(torch.take_along_dim(probs, cells[:, :, None], dim=1))
             heard = scores[-1].amax(dim=2) > self.cfg.score_thresh  # [B, n]
-            masks += self._draw(level, maps, cells, heard)
-        return Raw(torch.cat(scores, dim=1), torch.cat(masks, dim=1))
+            masks.append(self._draw(level, maps, cells, heard))
+        return Raw(torch.cat(scores, dim=1), _padded(masks, [s.shape[1] for s in scores]))
 
-    def _draw(
-        self, level: int, maps: Sequence[Maps], cells: Tensor, heard: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Masks [B, n, h, w] of cells [B, n] of a level in two parts, the second all zeros.
+    def _draw(self, level: int, maps: Sequence[Maps], cells: Tensor, heard: Tensor) -> Tensor:
+        """Masks [B, m, h, w] of the first m of cells [B, n] of a level; the others have none.
 
         Args:
             level: 0 is the finest.
@@ -191,9 +189,7 @@ class SOLO(nn.Module):
         if not torch.compiler.is_compiling():
             most = max(1, int(heard.sum(dim=1).amax()))
         drawn = self.masks.draw(level, maps[level], cells[:, :most], map_size(maps))
-        drawn = drawn.masked_fill(~heard[:, :most, None, None], 0)
-        rest = (len(drawn), cells.shape[1] - most, *drawn.shape[2:])
-        return drawn, drawn.new_zeros(()).expand(rest)
+        return drawn.masked_fill(~heard[:, :most, None, None], 0)
 
     def loss(self, images: Tensor, targets: Sequence[InstanceTarget]) -> dict[str, Tensor]:
         """Focal loss of the categories, and three times the Dice loss of the positive cells' masks.
@@ -296,6 +292,16 @@ def _mask_branch(cfg: SOLOConfig) -> GridMasks | DecoupledMasks | DynamicMasks:
         with_coords=cfg.with_coords,
         shared=cfg.form == "light",
     )
+
+
+def _padded(parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Concatenate [B, m, h, w] along m, each filled up with zeros to its count."""
+    if torch.compiler.is_compiling():
+        return torch.cat(list(parts), dim=1)  # each has its count already
+    whole = parts[0].new_zeros(len(parts[0]), sum(counts), *parts[0].shape[2:])
+    for part, room in zip(parts, whole.split(counts, dim=1), strict=True):
+        room[:, : part.shape[1]] = part  # nothing else is written: fresh memory is zero
+    return whole
 
 
 def map_size(maps: Sequence[Maps]) -> Size:
