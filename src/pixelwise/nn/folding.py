@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from pixelwise.nn.norm import FrozenBatchNorm
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm)
+_MEAN_AT: dict[Any, int] = {F.batch_norm: 1, torch.batch_norm: 3}  # among their arguments
 
 
 def fold_batch_norms(network: nn.Module, example: Tensor) -> nn.Module:
@@ -79,8 +80,8 @@ class _Watch(TorchFunctionMode):
         self.count((*args, *(kwargs or {}).values()))
         if func is F.conv2d:
             self._weights[id(result)] = id(args[1])
-        elif func is F.batch_norm and args[1] is not None:  # without a mean it takes the batch's
-            self._inputs.setdefault(id(args[1]), []).append(id(args[0]))
+        elif func in _MEAN_AT and args[_MEAN_AT[func]] is not None:  # else it takes the batch's
+            self._inputs.setdefault(id(args[_MEAN_AT[func]]), []).append(id(args[0]))
         return result
 
     def count(self, values: Any) -> None:

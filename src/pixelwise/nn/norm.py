@@ -33,6 +33,14 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
+def _normalised(
+    x: Tensor, mean: Tensor, var: Tensor, affine: tuple[Tensor, Tensor], eps: float
+) -> Tensor:
+    """`F.batch_norm` in evaluation, which refuses an eps of 0 in some versions of PyTorch."""
+    fast = torch.backends.cudnn.enabled
+    return torch.batch_norm(x, *affine, mean, var, False, 0.0, eps, fast)
+
+
 class _FrozenBatchNorm(torch.autograd.Function):
     """`F.batch_norm` with another backward pass: PyTorch's keeps the input, which is not needed."""
 
@@ -41,7 +49,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, mean: Tensor, var: Tensor, affine: tuple[Tensor, Tensor], eps: float
     ) -> Tensor:
         ctx.save_for_backward(affine[0] * (var + eps).rsqrt())  # [C]
-        return F.batch_norm(x, mean, var, *affine, eps=eps)
+        return _normalised(x, mean, var, affine, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,7 +86,7 @@ class FrozenBatchNorm(nn.Module):
         mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
         if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
             return cast("Tensor", _FrozenBatchNorm.apply(x, mean, var, (weight, bias), self.eps))
-        return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+        return _normalised(x, mean, var, (weight, bias), self.eps)
 
     def extra_repr(self) -> str:
         """Shown in the printed module."""
