@@ -224,7 +224,7 @@ def settle(network: nn.Module, images: Tensor) -> None:
         norm.momentum = momentum
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     classifiers = [c for c in convs if c.out_channels == K and c.bias is not None]
-    spread(classifiers, network, images, by=1.5)
+    spread(classifiers, lambda: network(images), by=1.5)
 
 
 def in_turns(works: list[Work], rounds: int) -> Tensor:

@@ -91,14 +91,18 @@ def _print_table(timings: Iterable[Timing], names: Sequence[str]) -> None:
             "x".join(map(str, timing.input_size)),
             f"{timing.parameters / 1e6:.2f}",
             f"{timing.gflops:.1f}",
-            f"{timing.stages_ms['network']:.0f}",
-            f"{timing.total_ms:.0f}",
-            f"{timing.cpu_ms:.0f}",
+            _three_digits(timing.stages_ms["network"]),
+            _three_digits(timing.total_ms),
+            _three_digits(timing.cpu_ms),
             f"{timing.peak_memory_mb:.0f}",
         ]
         print(_row(cells, widths), flush=True)
     if last is not None:
         print(f"\n{_conditions(last)}, on {last.device}; peak memory of the whole process")
+
+
+def _three_digits(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 99.95 else f"{ms:.1f}"
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -456,9 +456,14 @@ def _strips(
     cell = np.clip(np.floor(u), -1, m - 1).astype(np.int64)
     far = np.clip(u - cell, 0, 1).astype(np.float32)[:, None]
     # The surface along each column of pixels, at the centres of the cells. [columns, M + 2]
-    lines = padded[owner, cell + 1] * (1 - far) + padded[owner, cell + 2] * far
+    lines, beside = padded[owner, cell + 1], padded[owner, cell + 2]
+    lines *= 1 - far
+    beside *= far
+    lines += beside
     solid = lines >= thresh
-    line, knot = np.nonzero(solid[:, 1:] != solid[:, :-1])
+    change = np.flatnonzero(solid[:, 1:] != solid[:, :-1])
+    line = change // (solid.shape[1] - 1)
+    knot = change - line * (solid.shape[1] - 1)
     before, after = lines[line, knot].astype(np.float64), lines[line, knot + 1].astype(np.float64)
     crossing = knot - 1 + (thresh - before) / (after - before)  # in cells
     of = owner[line]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelwise.errors import UsageError
@@ -324,9 +325,8 @@ def mask_statistics(masks: Tensor, *, thresh: float) -> tuple[Tensor, Tensor]:
     step = max(1, STATS_CHUNK // max(1, masks.shape[1] * masks.shape[2]))
     for part in masks.split(step):
         values = part.flatten(1).float()
-        solid = values > thresh
-        areas.append(solid.sum(dim=1).float())
-        sums.append((values * solid).sum(dim=1))
+        areas.append((values > thresh).sum(dim=1, dtype=torch.int32).float())
+        sums.append(F.threshold(values, thresh, 0.0).sum(dim=1))
     area = torch.cat(areas)
     return area, torch.cat(sums) / area.clamp(min=1)
 
