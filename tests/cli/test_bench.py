@@ -107,7 +107,7 @@ def test_several_models_become_a_table(apart, capsys) -> None:
     assert rows[0] == ["model", "input", "M params", "GFLOPs", "network ms", "total ms", "CPU ms",
                        "peak MB"]  # fmt: skip
     assert set("".join(rows[1])) == {"-", ":"}
-    assert rows[3] == ["threshold", "800x1088", "1.23", "98.8", "30", "37", "72", "812"]
+    assert rows[3] == ["threshold", "800x1088", "1.23", "98.8", "30.4", "37.4", "71.6", "812"]
     assert len({len(line) for line in lines[:4]}) == 1  # the columns stand under each other
     assert lines[-1].startswith("picture 480x640, batch 1, 2 threads, median of 4, on cpu")
 
