@@ -2,7 +2,7 @@
 
     pip install --no-deps --target peers segmentation-models-pytorch
     PYTHONPATH=peers python benchmarks/semantic.py [NAME ...] [--size 512] [--rounds 9]
-        [--fast] [--compile]
+        [--fast] [--compile] [--device cpu] [--precision fp32]
 
 Each pair is one architecture with the same weights: theirs is built, ours is converted from it, and
 the logits of both, resized to the picture as theirs are, must agree. Then both take turns on one
@@ -15,6 +15,8 @@ have no converter, are left out and named.
 On one thread (`--threads 1`) torch gives 1x1 convolutions to its own product of matrices, but
 dilated ones to oneDNN, which is faster on deep maps; segmentation_models.pytorch dilates its 1x1
 convolutions together with the 3x3 ones. From two threads on all of them go to oneDNN.
+
+On a GPU (`--device cuda`) times are by the clock, from a picture that lies there to logits that do.
 """
 
 import os
@@ -23,12 +25,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits takes
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from devices import WARM_UP, add_options, autocast, describe, now, use_tf32
 from torch import Tensor, nn
 
 from pixelwise import convert
@@ -38,7 +40,7 @@ from pixelwise.ops.resize import resize
 CLASSES = 21
 FAST = ("channels_last", "+ bf16")
 COMPILED = ("compiled", "+ bf16, comp.")
-AGREEMENT = 1e-4  # of the largest logit
+AGREEMENT = {"cpu": 1e-4, "cuda": 1e-3}  # of the largest logit
 
 Forward = Callable[[Tensor], Tensor]  # [B, 3, H, W] → [B, K, H, W]
 
@@ -112,23 +114,25 @@ def prepare(pair: Pair, images: Tensor) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     theirs = pair.build().eval()
     ours = convert.load(theirs.state_dict(), origin=pair.origin, name=pair.name.split()[0])
+    theirs, ours = theirs.to(images.device), ours.to(images.device)
+    use_tf32("fp32")
     a, b = their_logits(theirs, images), our_logits(ours, images)
     difference = float((a - b).abs().max() / a.abs().max())
-    if difference > AGREEMENT:
+    if difference > AGREEMENT[images.device.type]:
         raise PixelwiseError(f"logits differ by {difference:.1e} of the largest")
     return theirs, ours
 
 
 def seconds(forward: Forward, images: Tensor) -> float:
-    start = time.process_time()
+    start = now(images.device)
     forward(images)
-    return time.process_time() - start
+    return now(images.device) - start
 
 
 def turns(first: Forward, second: Forward, images: Tensor, rounds: int) -> list[list[float]]:
-    """CPU seconds of both in every round; who begins alternates."""
+    """Seconds of both in every round; who begins alternates."""
     times: list[list[float]] = [[], []]
-    for round_ in range(-1, rounds):
+    for round_ in range(-WARM_UP[images.device.type], rounds):
         order = (0, 1) if round_ % 2 else (1, 0)
         for i in order:
             spent = seconds((first, second)[i], images)
@@ -148,26 +152,45 @@ def fast_forms(net: nn.Module) -> dict[str, Forward]:
         return our_logits(net, images.contiguous(memory_format=torch.channels_last))
 
     def bf16(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(images.device, "bf16"):
             return eager(images)
 
     compiled, both = torch.compile(eager), torch.compile(bf16)
     return dict(zip((*FAST, *COMPILED), (eager, bf16, compiled, both), strict=True))
 
 
-def report(pair: Pair, images: Tensor, args: argparse.Namespace) -> None:
-    theirs, ours = prepare(pair, images)
-    a, b = turns(
-        lambda x: their_logits(theirs, x), lambda x: our_logits(ours, x), images, args.rounds
-    )
+def compare(
+    pair: Pair, nets: tuple[nn.Module, nn.Module], images: Tensor, precision: str, rounds: int
+) -> None:
+    use_tf32(precision)
+
+    def theirs(x: Tensor) -> Tensor:
+        with autocast(x.device, precision):
+            return their_logits(nets[0], x)
+
+    def ours(x: Tensor) -> Tensor:
+        with autocast(x.device, precision):
+            return our_logits(nets[1], x)
+
+    a, b = turns(theirs, ours, images, rounds)
     ratios = [x / y for x, y in zip(a, b, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
+    is_plain = images.device.type == "cpu" and precision == "fp32"
+    name = pair.name if is_plain else f"{pair.name} {precision}"
+    digits = 0 if images.device.type == "cpu" else 2
     print(
-        f"{pair.name:29} {pair.origin:12} {1e3 * statistics.median(a):8.0f} "
-        f"{1e3 * statistics.median(b):8.0f}   {middle:5.3f}  {low:.3f}..{high:.3f}",
+        f"{name:29} {pair.origin:12} {1e3 * statistics.median(a):8.{digits}f} "
+        f"{1e3 * statistics.median(b):8.{digits}f}   {middle:5.3f}  {low:.3f}..{high:.3f}",
         end="",
         flush=True,
     )
+
+
+def report(pair: Pair, images: Tensor, args: argparse.Namespace) -> None:
+    theirs, ours = prepare(pair, images)
+    for i, precision in enumerate(args.precision):
+        print("\n" if i else "", end="")
+        compare(pair, (theirs, ours), images, precision, args.rounds)
     if names := wanted_forms(args):
         del theirs
         forms = fast_forms(ours.to(memory_format=torch.channels_last))
@@ -186,12 +209,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fast", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--batch", type=int, default=1, help="pictures at a time")
+    add_options(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images = torch.randn(1, 3, args.size, args.size, generator=torch.Generator().manual_seed(0))
+    shape = (args.batch, 3, args.size, args.size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(args.device)
+    several = "" if args.batch == 1 else f"{args.batch} x "
     print(
-        f"torch {torch.__version__}, {args.threads} threads, {args.size} x {args.size}, "
-        f"median of {args.rounds}"
+        f"torch {torch.__version__}, {args.threads} threads, {several}{args.size} x {args.size}, "
+        f"median of {args.rounds}{describe(args)}"
     )
     head = f"{'':29} {'origin':12} {'theirs':>8} {'ours ms':>8}   ratio  quartiles   "
     print(head + "".join(f" {form:>13}" for form in wanted_forms(args)))

@@ -1,6 +1,7 @@
 """Suppressions of duplicates beside torchvision's `batched_nms`, in one run.
 
     python benchmarks/suppress.py [--candidates 200 1000 5000] [--shared 100 300] [--rounds 9]
+        [--device cpu]
 
 Times are processor time of this process on one thread, the median of the rounds, which take turns;
 in a round each method runs as often as 5 ms allow, at least once. Candidates are jittered copies of
@@ -8,16 +9,16 @@ objects, ten of each, every one with a class and a score; boxes and masks (the b
 cells of 8 pixels of a 640 x 640 picture) say the same. Fast NMS gets a table of scores for all
 classes, once with one candidate a box (mmdet's YOLACT) and once with every class of some boxes (its
 authors'). A ratio is torchvision's time over ours. What each method keeps differs by definition, so
-the counts are printed too.
+the counts are printed too. On a GPU, where all candidates lie, times are by the clock.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torchvision
+from devices import WARM_UP, add_options, describe, now
 from torch import Tensor
 
 from pixelwise.ops.suppress import fast_nms, greedy_nms, mask_nms, matrix_nms, top_k_nms
@@ -48,12 +49,13 @@ def fill(boxes: Tensor) -> Tensor:
     return (rows[:, :, None] & columns[:, None]).flatten(1)
 
 
-def methods(count: int, classes: int) -> dict[str, Callable[[], int]]:
+def methods(count: int, classes: int, device: torch.device) -> dict[str, Callable[[], int]]:
     """What is timed; each returns how many candidates it keeps."""
     boxes, scores, labels = candidates(count, classes)
-    masks = fill(boxes)
     table = torch.full((count, classes), -1.0)
     table[torch.arange(count), labels] = scores
+    everything = (boxes, scores, labels, fill(boxes), table)
+    boxes, scores, labels, masks, table = (x.to(device) for x in everything)
 
     return {
         "torchvision batched_nms": lambda: len(
@@ -70,11 +72,12 @@ def methods(count: int, classes: int) -> dict[str, Callable[[], int]]:
     }
 
 
-def shared(count: int, classes: int) -> dict[str, Callable[[], int]]:
+def shared(count: int, classes: int, device: torch.device) -> dict[str, Callable[[], int]]:
     """The same where every box is a candidate of every class."""
     boxes, _, _ = candidates(count, classes)
     table = torch.rand(count, classes, generator=torch.Generator().manual_seed(1))
     every, labels = boxes.repeat_interleave(classes, 0), torch.arange(classes).repeat(count)
+    boxes, table, every, labels = (x.to(device) for x in (boxes, table, every, labels))
     return {
         "torchvision batched_nms": lambda: len(
             torchvision.ops.batched_nms(every, table.flatten(), labels, 0.5)
@@ -91,21 +94,23 @@ def by_table(
     return int((found[2] >= 0).sum())
 
 
-def seconds(run: Callable[[], int]) -> float:
-    start, calls, spent = time.process_time(), 0, 0.0
+def seconds(run: Callable[[], int], device: torch.device) -> float:
+    start, calls, spent = now(device), 0, 0.0
     while spent < ROUND:
         run()
         calls += 1
-        spent = time.process_time() - start
+        spent = now(device) - start
     return spent / calls
 
 
-def compare(runs: dict[str, Callable[[], int]], rounds: int) -> None:
-    kept = {name: run() for name, run in runs.items()}  # a first, untimed round
+def compare(runs: dict[str, Callable[[], int]], rounds: int, device: torch.device) -> None:
+    kept = {}
+    for _ in range(WARM_UP[device.type]):
+        kept = {name: run() for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(seconds(run))
+            times[name].append(seconds(run, device))
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = next(iter(medians.values()))
     for name, value in medians.items():
@@ -118,15 +123,16 @@ def main() -> None:
     parser.add_argument("--shared", type=int, nargs="+", default=[100, 300])
     parser.add_argument("--classes", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=9)
+    add_options(parser, with_precision=False)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, {args.classes} classes")
+    print(f"torch {torch.__version__}, one thread, {args.classes} classes{describe(args)}")
     for count in args.candidates:
         print(f"{count} candidates")
-        compare(methods(count, args.classes), args.rounds)
+        compare(methods(count, args.classes, args.device), args.rounds, args.device)
     for count in args.shared:
         print(f"{count} boxes, each a candidate of every class")
-        compare(shared(count, args.classes), args.rounds)
+        compare(shared(count, args.classes, args.device), args.rounds, args.device)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ class Segmenter:
                 prediction = _finished(prediction, pixels, settings, clock)
                 yield self._result(frame, pixels, prediction, clock.times, settings)
                 continue
-            with clock("prepare"):
-                image, size = prepare_image(pixels, self.input)
+            with clock("prepare", self.device):
+                image, size = prepare_image(pixels, self.input, device=self.device)
             if batch and (len(batch) == settings.batch_size or batch[0].image.shape != image.shape):
                 yield from self._predict_batch(batch, settings)
                 batch = []

@@ -46,6 +46,14 @@ def test_prepare_image_resizes_normalises_and_pads() -> None:
     assert (tensor[:, :, 30:] == 0).all()
 
 
+def test_prepare_image_ends_on_the_device() -> None:
+    spec = InputSpec(resize=ResizeRule(short_side=20, pad_divisor=16))
+    image = np.full((30, 45, 3), 128, np.uint8)
+    tensor, size = prepare_image(image, spec, device="meta")
+    assert (tensor.device.type, tensor.dtype) == ("meta", torch.float32)
+    assert tensor.shape == (3, *size.input) == (3, 32, 32)
+
+
 @pytest.mark.parametrize("spec", [InputSpec(), CAFFE_BGR], ids=["rgb", "bgr"])
 def test_unprepare_gives_the_picture_back(spec: InputSpec) -> None:
     image = np.random.default_rng(0).integers(0, 256, (21, 33, 3)).astype(np.uint8)

@@ -111,6 +111,23 @@ def test_mask_nms_equals_a_loop(n: int, seed: int, thresh: float) -> None:
     assert ours.nonzero()[:, 0].tolist() == sorted(kept)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 14), st.integers(0, 10_000))
+def test_a_gpu_compares_all_labels_at_once_with_the_same_result(n: int, seed: int) -> None:
+    masks, labels, scores = crowd(n, seed)
+
+    def run() -> list[Tensor]:
+        soft = [matrix_nms(masks, labels, scores, kernel=k) for k in ("gaussian", "linear")]
+        return [*soft, mask_nms(masks, labels, scores, iou_thresh=0.5)]
+
+    wanted = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suppress, "_on_gpu", lambda _: True)
+        if n:
+            patch.setattr(suppress, "_group_sizes", None)  # the way of the CPU
+        assert all(torch.equal(a, b) for a, b in zip(run(), wanted, strict=True))
+
+
 def test_what_is_removed_removes_nothing() -> None:
     """Greedy: the middle one falls, so the last one, which only the middle one overlaps, stays."""
     masks = torch.zeros(3, 8, dtype=torch.bool)

@@ -83,6 +83,41 @@ def test_groups_of_any_size_equal_torchvision_group_by_group(
                 assert torch.equal(greedy_nms(boxes, scores, groups, iou_thresh=thresh), wanted)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10_000), st.sampled_from([0.0, 0.31, 0.5, 0.7]))
+def test_a_gpu_keeps_the_same_in_one_call(n: int, seed: int, thresh: float) -> None:
+    """Far from the origin too, where moving groups apart in float32 would round."""
+    boxes, scores, groups = crowd(n, seed)
+    boxes = boxes + 30_000
+    wanted = greedy_nms(boxes, scores, groups, iou_thresh=thresh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suppress, "_on_gpu", lambda _: True)
+        patch.setattr(suppress, "_group_sizes", None)  # the way of the CPU
+        if n:
+            kept = greedy_nms(boxes, scores, groups * 1_000, iou_thresh=thresh)
+            assert torch.equal(kept, wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 10_000), st.sampled_from([0.0, 0.31, 0.5]))
+def test_fast_nms_of_a_gpu_is_that_of_the_cpu(n: int, seed: int, thresh: float) -> None:
+    """Equal scores and places that remain empty included."""
+    boxes, _, _ = crowd(n, seed)
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-3, 6, (n, 4), generator=g) / 5
+    for top_k, count in ((5, 12), (100, 1000)):
+        options = {"iou_thresh": thresh, "top_k": top_k, "count": count}
+        wanted = fast_nms(boxes, scores, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(suppress, "_on_gpu", lambda _: True)
+            patch.setattr(suppress, "_candidates", None)  # the way of the CPU
+            found = fast_nms(boxes, scores, **options)
+        full = wanted[2] >= 0
+        assert torch.equal(found[2], wanted[2])
+        assert torch.equal(found[0][full], wanted[0][full])
+        assert torch.equal(found[1][full], wanted[1][full])
+
+
 def test_at_the_threshold_many_groups_do_as_one() -> None:
     """torchvision compares in float64, where the float32 overlap 3/10 is above 0.3."""
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1]])

@@ -45,13 +45,17 @@ class Prepared:
     index: int
 
 
-def prepare_image(image: npt.NDArray[Any], spec: InputSpec) -> tuple[Tensor, ImageSize]:
+def prepare_image(
+    image: npt.NDArray[Any], spec: InputSpec, *, device: torch.device | str | None = None
+) -> tuple[Tensor, ImageSize]:
     """Resize, normalise and pad one picture as a network expects it.
 
     Args:
         image: [H, W, C] or [H, W]; RGB where C is 3. Anything but uint8 is brought to 0..255 by the
             rules of `pixelwise.data.images`.
         spec:  how the network is fed.
+        device: of the result. A picture travels as bytes, a quarter of what it is afterwards, and
+            its numbers are those of the CPU.
 
     Returns:
         image: [C', H', W'] float32, padded to the divisor of the resize rule.
@@ -67,7 +71,7 @@ def prepare_image(image: npt.NDArray[Any], spec: InputSpec) -> tuple[Tensor, Ima
     resized = geometry.image(tensor, antialias=spec.resize.antialias)
     padded = padded_size(content, spec.resize.pad_divisor)
     size = ImageSize(original=original, content=content, input=padded)
-    return pad_to(normalise(resized, spec), padded), size
+    return pad_to(normalise(resized.to(device or resized.device), spec), padded), size
 
 
 def unprepare(image: Tensor, spec: InputSpec, size: ImageSize | None = None) -> Pixels:
@@ -105,7 +109,8 @@ def normalise(image: Tensor, spec: InputSpec) -> Tensor:
         image = image.flip(0)
     mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
     values = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-    return values.mul_(spec.scale / std).sub_(mean / std)
+    factor, shift = ((v / std).to(image.device) for v in (spec.scale, mean))  # as on the CPU
+    return values.mul_(factor).sub_(shift)
 
 
 def padded_size(size: Size, divisor: int) -> Size:

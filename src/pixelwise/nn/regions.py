@@ -22,8 +22,9 @@ from pixelwise.types import InstanceTarget, MaskCrops
 CROWD_COVER = 0.7
 FOREGROUND_IOU = 0.5  # Fast R-CNN (arXiv:1504.08083), section 2.3
 UNCOUNTED = -1  # label of a region that no loss counts
-# Regions that pass a head at once at inference: a mask head holds about 1 MB for each.
-REGIONS_AT_ONCE = 128
+# Regions that pass a head at once at inference: a mask head holds about 1 MB for each. A GPU has
+# more memory, and each part costs it a wait.
+REGIONS_AT_ONCE, REGIONS_AT_ONCE_ON_GPU = 128, 1024
 
 
 class Proposals(NamedTuple):
@@ -157,7 +158,8 @@ def on_regions(
         return [torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0) for x in rows]
     index = valid.flatten().nonzero()[:, 0]
     some = index if len(index) else index.new_zeros(1)  # one at least, to learn the shapes
-    parts = [run(*(x[part] for x in inputs)) for part in some.split(REGIONS_AT_ONCE)]
+    at_once = REGIONS_AT_ONCE if boxes.device.type == "cpu" else REGIONS_AT_ONCE_ON_GPU
+    parts = [run(*(x[part] for x in inputs)) for part in some.split(at_once)]
     return [
         x.new_zeros(batch * count, *x.shape[1:])
         .index_copy(0, index, x[: len(index)])

@@ -103,7 +103,8 @@ class AnchorGrid:
             if rules.floor_strides:
                 steps = (size[0] // height, size[1] // width)
             base = self._of_cell(sizes, stride)
-            placed.append(grid_anchors(base.to(level.device), (height, width), steps))
+            base = base.to(level.device, non_blocking=True)
+            placed.append(grid_anchors(base, (height, width), steps))
         return placed
 
     def _of_cell(self, sizes: tuple[float, ...], stride: int) -> Tensor:

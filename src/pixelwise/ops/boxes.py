@@ -92,16 +92,13 @@ def encode_boxes(
     """
     x, y, w, h = _centres(references, plus_one)  # [N] each
     target_x, target_y, target_w, target_h = _centres(targets, plus_one)
-    deltas = torch.stack(
-        [
-            (target_x - x) / w,
-            (target_y - y) / h,
-            torch.log(target_w / w),
-            torch.log(target_h / h),
-        ],
-        dim=-1,
-    )  # [N, 4]
-    return deltas * deltas.new_tensor(weights)
+    deltas = (
+        (target_x - x) / w,
+        (target_y - y) / h,
+        torch.log(target_w / w),
+        torch.log(target_h / h),
+    )  # [N] each
+    return torch.stack([d * weight for d, weight in zip(deltas, weights, strict=True)], dim=-1)
 
 
 def decode_boxes(
@@ -129,7 +126,8 @@ def decode_boxes(
     Source: R-CNN (arXiv:1311.2524), appendix C.
     """
     parts = deltas.to(references.dtype).unflatten(-1, (-1, 4))  # [..., k, 4]
-    dx, dy, dw, dh = (parts / parts.new_tensor(weights)).unbind(-1)  # [..., k] each
+    # By number, not by a tensor of four: a GPU would wait for that.
+    dx, dy, dw, dh = (v / w for v, w in zip(parts.unbind(-1), weights, strict=True))  # [..., k]
     lowest = -max_log_scale if clamp_both else None
     x, y, w, h = (v.unsqueeze(-1) for v in _centres(references, plus_one))  # [..., 1] each
     centre_x, centre_y = dx * w + x, dy * h + y

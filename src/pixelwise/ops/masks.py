@@ -22,7 +22,8 @@ from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
 Floats = npt.NDArray[np.floating[Any]]
 
-_TARGET_CHUNK = 1 << 20  # mask pixels gathered at a time: 4 MB
+# Mask pixels gathered at a time: 4 MB, on a GPU, which waits for each piece, 256 MB.
+_TARGET_CHUNK, _TARGET_CHUNK_ON_GPU = 1 << 20, 1 << 26
 _PASTE_CHUNK = 1 << 14  # columns worked on at a time; with noise each has 14 strips
 _LINES_CHUNK = 1 << 19  # values along such columns worked on at a time: 2 MB
 _RING = ((0, 0), (1, 1), (1, 1))
@@ -322,10 +323,11 @@ def by_area(windows: Tensor) -> Iterator[Tensor]:
     extent = (windows[:, 2:] - windows[:, :2]).cpu()  # [R, 2]
     order = extent.prod(dim=1).argsort(descending=True, stable=True)
     sides = extent[order].tolist()
+    chunk = _TARGET_CHUNK if windows.device.type == "cpu" else _TARGET_CHUNK_ON_GPU
     first, widest, highest = 0, 0, 0
     for i, (w, h) in enumerate(sides):
         widest, highest = max(widest, w), max(highest, h)
-        if i > first and (i + 1 - first) * widest * highest > _TARGET_CHUNK:
+        if i > first and (i + 1 - first) * widest * highest > chunk:
             yield order[first:i].to(windows.device)
             first, widest, highest = i, w, h
     if first < len(sides):

@@ -193,12 +193,14 @@ def pool_levels(
         for i, values in enumerate(pooled[1:], 1):
             result = torch.where((level == i)[:, None, None, None], values, result)
         return result
-    members = [(level == i).nonzero()[:, 0] for i in range(len(pyramid))]
+    order = level.argsort(stable=True)  # [R], level by level
+    levels = torch.arange(len(pyramid), device=level.device)
+    sizes = (level == levels[:, None]).sum(dim=1).tolist()  # the only wait for a GPU
     parts = [
         pool_region(f, rois[m], side, scale=s, sampling=sampling, aligned=aligned)
-        for f, s, m in zip(pyramid, scales, members, strict=True)
+        for f, s, m in zip(pyramid, scales, order.split(sizes), strict=True)
     ]
-    return torch.cat(parts)[torch.cat(members).argsort()]  # [R, C, side, side]
+    return torch.cat(parts)[order.argsort()]  # [R, C, side, side]
 
 
 class _Taps(NamedTuple):

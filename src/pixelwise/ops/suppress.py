@@ -23,6 +23,7 @@ _CALL_PAIRS = 512  # so many pairs take as long as a call of torchvision's opera
 _ALL_PAIRS = 1 << 24  # ranks of all pairs of boxes in all classes, at worst: 64 MB
 _PAIRS_PER_DETECTION = 10  # of box and class that a graph compares, where classes are many
 _FEW_CANDIDATES = 1 << 16  # more are not sorted before most of them are out
+_FEW_BOXES = 25_000  # of all groups: so many a GPU suppresses in one call, as in torchvision
 
 
 def greedy_nms(
@@ -31,8 +32,9 @@ def greedy_nms(
     """Keep the best box, drop all that overlap it too much, go on with the best that is left.
 
     A box falls when its IoU with a kept one of its group is *above* the threshold; equal scores
-    rank by position. The result is a mask over all boxes instead of a list of unknown length, so
-    that what follows has fixed shapes and can be exported.
+    rank by position. A GPU may measure the IoU in float64, which decides only where it is the
+    threshold but for rounding. The result is a mask over all boxes instead of a list of unknown
+    length, so that what follows has fixed shapes and can be exported.
 
     Args:
         boxes:      [N, 4] xyxy in pixels.
@@ -48,6 +50,9 @@ def greedy_nms(
         return _nms(boxes, scores, iou_thresh)
     if torch.compiler.is_compiling():
         return _nms(_apart(boxes, groups), scores, iou_thresh)
+    if _on_gpu(boxes) and 0 < len(boxes) <= _FEW_BOXES:
+        # A call for each group would wait each time. In float64 moving them apart rounds nothing.
+        return _nms(_apart(boxes.double(), groups), scores.double(), iou_thresh)
     sizes = _group_sizes(groups)
     if sum(n * (n - 1) // 2 for n in sizes) <= _CALL_PAIRS * len(sizes):
         return _greedy_of_small_groups(boxes, scores, groups, sizes, iou_thresh)
@@ -175,8 +180,7 @@ def matrix_nms(
         is 0 / 0, since a rival is an exact copy of a better mask, it is 0, from that better mask.
     """
     result = scores.clone()
-    for index in _best_first_by_label(labels, scores):
-        iou = pairwise_mask_iou(masks[index]).triu(diagonal=1)  # [n, n], better mask first
+    for index, iou in _overlaps_of_rivals(masks, labels, scores):  # [n], [n, n]
         covered = iou.amax(dim=0)  # [n], by the closest better mask
         if kernel == "gaussian":
             decay = torch.exp(-sigma * (iou.square() - covered.square()[:, None]))
@@ -203,8 +207,8 @@ def mask_nms(masks: Tensor, labels: Tensor, scores: Tensor, *, iou_thresh: float
     Source:  SOLO (arXiv:1912.04488), section 3.3.
     """
     keep = torch.ones(len(scores), dtype=torch.bool, device=masks.device)
-    for index in _best_first_by_label(labels, scores):
-        rivals = (pairwise_mask_iou(masks[index]) > iou_thresh).triu(diagonal=1).cpu().numpy()
+    for index, iou in _overlaps_of_rivals(masks, labels, scores):
+        rivals = (iou > iou_thresh).cpu().numpy()
         falls = np.zeros(len(rivals), bool)
         for i in range(len(rivals)):  # sequential by nature: only what stays may suppress
             if not falls[i]:
@@ -237,6 +241,8 @@ def fast_nms(
     count = min(count, scores.shape[1] * min(top_k, len(boxes)))
     if torch.compiler.is_compiling():
         return _fast_nms(boxes, scores, iou_thresh=iou_thresh, top_k=top_k, count=count)
+    if _on_gpu(boxes) and scores.shape[1] * min(top_k, len(boxes)) ** 2 <= _ALL_PAIRS:
+        return _fast_nms_of_all(boxes, scores, iou_thresh=iou_thresh, top_k=top_k, count=count)
     row, label, rank = _candidates(scores, top_k)
     sizes = np.bincount(label)  # [K]
     used, place = np.unique(row, return_inverse=True)  # [R] boxes, [M] which of them
@@ -249,6 +255,19 @@ def fast_nms(
         for _, worse in _rivals(_array(boxes)[row], sizes, np.float32(iou_thresh)):
             falls[worse] = True
     return _best_of(scores, row[~falls], label[~falls], count)
+
+
+def _fast_nms_of_all(
+    boxes: Tensor, scores: Tensor, *, iou_thresh: float, top_k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`fast_nms` with all pairs in all classes and no wait: the way of a GPU."""
+    values, index = scores.T.sort(dim=1, descending=True, stable=True)  # [K, N] each
+    values, index = values[:, :top_k], index[:, :top_k]  # [K, T]
+    falls = (largest_better_overlap(boxes[index]) > iou_thresh) | (values < 0)
+    values, order = values.masked_fill(falls, -1.0).flatten().sort(descending=True, stable=True)
+    values, order = values[:count], order[:count]  # [D] each
+    labels = torch.div(order, index.shape[1], rounding_mode="floor")
+    return index.flatten()[order], labels, values
 
 
 def _fast_nms(
@@ -432,11 +451,29 @@ def _group_sizes(groups: Tensor) -> list[int]:
     return groups.unique(return_counts=True)[1].tolist()
 
 
-def _best_first_by_label(labels: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-    """Positions of the members of each label, best first; equal scores rank by position."""
+def _on_gpu(values: Tensor) -> bool:
+    return values.device.type == "cuda"
+
+
+def _overlaps_of_rivals(
+    masks: Tensor, labels: Tensor, scores: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mask IoU within each label; equal scores rank by position.
+
+    A GPU takes one product of all masks, where pairs of two labels get 0: it would wait for each
+    of many small ones.
+
+    Yields:
+        Positions [n], best first, and IoU [n, n] of each with those that are worse, else 0.
+    """
     order = scores.argsort(descending=True, stable=True)
+    if _on_gpu(masks) and len(order):
+        own = labels[order]
+        yield order, (pairwise_mask_iou(masks[order]) * (own[:, None] == own)).triu(diagonal=1)
+        return
     order = order[labels[order].argsort(stable=True)]
-    return order.split(_group_sizes(labels))
+    for index in order.split(_group_sizes(labels)):
+        yield index, pairwise_mask_iou(masks[index]).triu(diagonal=1)
 
 
 def _best(values: Tensor, index: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
