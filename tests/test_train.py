@@ -347,15 +347,3 @@ def test_compiled_training_is_the_same(data, tmp_path):
     for a, b in zip(rows_of(plain), rows_of(compiled), strict=True):
         if "train/loss" in a:
             assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_on_a_gpu(data, tmp_path, precision):
-    keys = {"device": "cuda", "precision": precision, "channels_last": True, "epochs": 15}
-    half = run(data, tmp_path / "run", run={**keys, "epochs": 8}, optim={"grad_clip": 5.0})
-    assert half.steps == 16
-    whole = resume(tmp_path / "run", ["run.epochs=15"], quiet=True)
-    assert whole.metrics["miou"] > 0.9
-    state = torch.load(whole.out / "state/last.pt", weights_only=True)
-    assert (state["scaler"] is not None) == (precision == "fp16")

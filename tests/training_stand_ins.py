@@ -64,11 +64,11 @@ class Tiny(nn.Module):
         weights = self.cfg.class_weights
         each = nn.functional.cross_entropy(
             logits, labels, ignore_index=255, reduction="none",
-            weight=None if weights is None else torch.tensor(weights),
+            weight=None if weights is None else logits.new_tensor(weights),
         )  # fmt: skip
-        scale = torch.ones(256) if weights is None else torch.zeros(256)
+        scale = logits.new_full((256,), 1.0 if weights is None else 0.0)
         if weights is not None:
-            scale[: len(weights)] = torch.tensor(weights)
+            scale[: len(weights)] = logits.new_tensor(weights)
         scale[255] = 0
         total = scale[labels].sum()
         self.calls += self.training

@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -189,6 +190,7 @@ def export_torch(
         dynamic:  as in `export_program`.
     """
     path = Path(path)
+    system, example = _on_cpu(system, example)
     chosen = dynamic or open_dimensions(system)
     program = export_program(_Plain(system), example, dynamic=chosen)
     about = passport.to_json(system, chosen)
@@ -225,6 +227,7 @@ def export_onnx(
     if any(find_spec(name) is None for name in _EXTRA):
         raise MissingExtraError("ONNX export", "onnx")
     path = Path(path)
+    system, example = _on_cpu(system, example)
     chosen = dynamic or _open_dimensions_onnx(system)
     system.eval()
     if chosen != "none" and len(example) == 1:
@@ -262,6 +265,14 @@ class _Plain(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.system(images))
+
+
+def _on_cpu(system: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """The system itself or a copy: a file made on a GPU would name it and run nowhere else."""
+    places = {tensor.device.type for tensor in (*system.parameters(), *system.buffers())}
+    if places <= {"cpu"}:
+        return system, example.cpu()
+    return deepcopy(system).cpu(), example.cpu()
 
 
 def _shapes(dynamic: Dynamic) -> dict[int, Any] | None:

@@ -40,3 +40,19 @@ def test_sampling_gives_the_same(knobs: dict[str, int]) -> None:
     offsets, weights = conv.taps(x)
     assert offsets.abs().max() > 3, "some taps leave the picture"
     torch.testing.assert_close(conv.sample(x, offsets, weights), conv(x), rtol=1e-4, atol=1e-4)
+
+
+def test_mixed_precision_samples_in_full_precision() -> None:
+    """A CPU has no bf16 kernel, and bf16 would round places in large maps to even numbers."""
+    torch.manual_seed(0)
+    conv = DeformConv(1, 1, kernel=1)
+    assert conv.offset_mask.bias is not None
+    conv.offset_mask.bias.data[1] = -1.0  # one column to the left
+    torch.nn.init.ones_(conv.weight)
+    x = (torch.arange(600) % 2).float().view(1, 1, 1, 600)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[..., 1:].float(), x[..., :-1] / 2)
+    found.float().sum().backward()
+    assert conv.offset_mask.weight.grad is not None

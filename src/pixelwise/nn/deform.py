@@ -71,6 +71,13 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] → [B, out, ceil(H / stride), ceil(W / stride)]."""
         offsets, weights = self.taps(x)
+        if offsets.dtype == self.weight.dtype:
+            return self._convolve(x, offsets, weights)
+        # Mixed precision. In bf16 places beyond pixel 256 would be even, and a CPU has no kernel.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._convolve(x.float(), offsets.float(), weights.float()).to(x.dtype)
+
+    def _convolve(self, x: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self.sample(x, offsets, weights)
         return torchvision.ops.deform_conv2d(

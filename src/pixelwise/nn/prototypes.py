@@ -109,9 +109,10 @@ def sample_masks(
         boxes = in_cells(target.boxes[index], size, maps)
         wanted = downsampled_targets(target.masks, size, cells, thresh=MASK_THRESH)
         sides = boxes[:, 2:] - boxes[:, :2]
+        logits = combine(maps, vectors[chosen])
         found.append(
             MaskSamples(
-                logits=combine(maps, vectors[chosen]).float(),
+                logits=logits.float() if logits.itemsize < 4 else logits,
                 inside=crop_support(boxes, cells),
                 wanted=wanted[index],
                 areas=sides.prod(dim=1),

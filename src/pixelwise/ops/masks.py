@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelwise.ops.division import divide
 from pixelwise.ops.rle import encode_strips, split_by
 from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
@@ -297,7 +298,7 @@ def _sampled(masks: MaskCrops, boxes: Tensor, index: Tensor, size: Size) -> Tens
 def _taps(extent: Tensor, corner: Tensor, cells: int) -> list[tuple[Tensor, Tensor]]:
     """The two pixels that each cell of an axis reads, and their weights; all [R, cells]."""
     extent = extent[:, None]
-    at = (torch.arange(cells, device=extent.device) + 0.5) * (extent / cells) - 0.5
+    at = (torch.arange(cells, device=extent.device) + 0.5) * divide(extent, cells) - 0.5
     at = at.clamp(min=0).minimum(extent - 1)
     low = at.floor()
     far = at - low
@@ -361,11 +362,11 @@ def _bin_weights(
     (side, length), (offset, own, cells) = sizes, crop
     begin, extent = ends[:, 0], ends[:, 1] - ends[:, 0]  # [n]
     begin, extent = (begin - 0.5, extent) if aligned else (begin, extent.clamp(min=1))
-    samples = (extent / side).ceil().clamp(min=1)  # [n] per bin
+    per_bin = divide(extent, side)  # [n]
+    samples = per_bin.ceil().clamp(min=1)  # [n] per bin
     most = int(samples.max())
     bins = torch.arange(side, device=ends.device)[:, None]  # [side, 1]
     nth = torch.arange(most, device=ends.device)  # [most]
-    per_bin = extent / side  # [n]
     inner = (nth + 0.5) * (per_bin / samples)[:, None]  # [n, most]
     at = begin[:, None, None] + bins * per_bin[:, None, None] + inner[:, None]  # [n, side, most]
     counts = (nth < samples[:, None])[:, None] & (at >= -1) & (at <= length)  # [n, side, most]

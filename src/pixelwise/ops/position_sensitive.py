@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixelwise.ops.division import divide
 from pixelwise.types import Size
 
 Assembling = Literal["copy", "pool", "align", "rounded"]
@@ -130,7 +131,7 @@ def _copy(
     start, extent = _frame(rois, scale)  # [R, 2] each, x and y
     step = torch.arange(side, device=rois.device) + 0.5  # [S]
     # The product before the quotient: centres that lie on the edge of a cell stay exact.
-    cell = (start[..., None] + step * extent[..., None] / side).floor().long()  # [R, 2, S]
+    cell = (start[..., None] + divide(step * extent[..., None], side)).floor().long()  # [R, 2, S]
     x, y = cell[:, 0], cell[:, 1]  # [R, S] each
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]  # [R, S, S]
     row = _first_rows(rois, side, parts=parts, cells=height * width)
@@ -149,7 +150,7 @@ def _pool(
     start, extent = _frame(rois, scale)  # [R, 2] each, x and y
     number = torch.arange(side, device=rois.device)  # [S]
     # In float32 and in this order, as released: for bins that end on a cell it decides.
-    bins = (extent / side)[..., None]  # [R, 2, 1]
+    bins = divide(extent, side)[..., None]  # [R, 2, 1]
     limit = torch.tensor([width, height], device=rois.device)[:, None]  # [2, 1]
     first = (number * bins + start[..., None]).floor().long()  # [R, 2, S]
     last = ((number + 1) * bins + start[..., None]).ceil().long()  # [R, 2, S]

@@ -18,6 +18,7 @@ from pixelwise.nn.fpn import FPN
 from pixelwise.nn.grid_masks import DecoupledMasks, DynamicMasks, GridCategories, GridMasks, Maps
 from pixelwise.nn.norm import NORMS
 from pixelwise.nn.regions import best_first
+from pixelwise.ops.division import divide
 from pixelwise.ops.mask_maps import masks_from_cells, masks_on_cells, mass_centres
 from pixelwise.ops.rle import tight_boxes
 from pixelwise.ops.suppress import mask_nms, matrix_nms, point_nms
@@ -364,8 +365,7 @@ def assign(
     counted: list[Tensor] = []
     for side, (least, largest) in zip(grids, scale_ranges, strict=True):
         low, at, high = (
-            torch.div(p / span, 1 / side, rounding_mode="trunc").long()
-            for p in (centres - half, centres, centres + half)
+            divide(p / span, 1 / side).long() for p in (centres - half, centres, centres + half)
         )  # [N, 2] each
         low = torch.maximum(low.clamp(min=0), at - 1)
         high = torch.minimum(high.clamp(max=side - 1), at + 1)
@@ -382,7 +382,7 @@ def assign(
 
 def _in_boxes(boxes: Tensor, side: int, span: Tensor) -> Tensor:
     """[S, S] bool, cells whose centre lies in one of the boxes; span is [width, height]."""
-    at = (torch.arange(side, device=span.device) + 0.5) / side * span[:, None]  # [2, S]
+    at = divide(torch.arange(side, device=span.device) + 0.5, side) * span[:, None]  # [2, S]
     inside = (at >= boxes[:, :2, None]) & (at < boxes[:, 2:, None])  # [N, 2, S]
     return (inside[:, 1, :, None] & inside[:, 0, None]).any(dim=0)
 
