@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--objects", type=int, default=15, help="per picture, while training")
     parser.add_argument("--unchecked", action="store_true", help="leave the agreement out")
-    parser.add_argument("--only", choices=("predict", "train", "loaded"))
+    parser.add_argument("--only", nargs="+", choices=("predict", "train", "loaded"))
     add_options(parser)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -373,7 +373,7 @@ def main() -> None:
     if args.device.type != "cpu":
         warm_libraries(args.device)
     every = ("predict", "train") if args.device.type == "cpu" else ("predict", "train", "loaded")
-    for what in (args.only,) if args.only else every:
+    for what in args.only or every:
         for precision in args.precision:
             compare(what, args, precision)
 
