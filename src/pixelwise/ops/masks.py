@@ -23,8 +23,8 @@ from pixelwise.types import ImageSize, IntArray, MaskCrops, RunLengths, Size
 
 Floats = npt.NDArray[np.floating[Any]]
 
-# Mask pixels gathered at a time: 4 MB, on a GPU, which waits for each piece, 256 MB.
-_TARGET_CHUNK, _TARGET_CHUNK_ON_GPU = 1 << 20, 1 << 26
+# Mask pixels gathered at a time: 4 MB, on a GPU, which waits for each piece, 64 MB.
+_TARGET_CHUNK, _TARGET_CHUNK_ON_GPU = 1 << 20, 1 << 24
 _PASTE_CHUNK = 1 << 14  # columns worked on at a time; with noise each has 14 strips
 _LINES_CHUNK = 1 << 19  # values along such columns worked on at a time: 2 MB
 _RING = ((0, 0), (1, 1), (1, 1))
