@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -66,6 +67,21 @@ def assert_near(found: Any, expected: Any, *, tol: float, what: str = "") -> Non
         elif want.numel():
             problems += _float_problem(key, got.double(), want.double(), tol)
     assert not problems, f"{what}: " + "; ".join(problems)
+
+
+def both(function: Callable[[torch.device], Any]) -> tuple[Any, Any]:
+    """What a function of a device returns on the one that is tried, and on the CPU."""
+    return function(DEVICE), function(torch.device("cpu"))
+
+
+def same_on_both(function: Callable[[torch.device], Any]) -> Callable[[], None]:
+    """A test: what a function of a device returns is the same on both."""
+
+    def test() -> None:
+        found, expected = both(function)
+        assert_near(found, expected, tol=1e-6, what=function.__name__)
+
+    return test
 
 
 def _float_problem(key: str, got: Tensor, want: Tensor, tol: float) -> list[str]:

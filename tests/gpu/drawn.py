@@ -14,7 +14,7 @@ from tests.gpu.device import leaves
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     """float64, normally distributed."""
     chance = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=chance, dtype=torch.float64)
+    return torch.randn(shape, generator=chance, dtype=torch.float64)
 
 
 def drawn_boxes(count: int, *, seed: int = 0, reach: float = 96.0) -> Tensor:
