@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,10 @@ GPU = [
     ),
 ]
 
+_HEADER = Path(sysconfig.get_paths()["include"]) / "Python.h"
 needs_compiler = pytest.mark.skipif(
-    shutil.which("gcc") is None and shutil.which("cc") is None,
-    reason="torch.compile needs a C compiler",
+    not _HEADER.exists() or not (shutil.which("gcc") or shutil.which("cc")),
+    reason="torch.compile needs a C compiler and Python's headers",
 )
 
 
