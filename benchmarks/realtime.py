@@ -91,10 +91,11 @@ def aim(segmenter: Segmenter, pixels: Pixels, objects: int) -> None:
     masks = [] if is_yolact else [*system.masks.columns, *system.masks.rows]
     images = prepare_image(pixels, segmenter.input)[0][None]
     spread([conv], lambda: system(images), by=CONTRAST)
-    spread(masks, lambda: whole_masks(system, images), by=2.0)
     if is_yolact:  # boxes near their anchors, masks that are half full
         spread([system.head.outputs["regress"]], lambda: system(images), by=1.0)
         spread([system.head.outputs["coefficients"]], lambda: system(images), by=1.0)
+    else:
+        spread(masks, lambda: whole_masks(system, images), by=2.0)
     conv.bias.zero_()
     for one in masks:
         one.bias.fill_(-2.0)  # a mask covers 2 % of the picture instead of 25 %
