@@ -52,7 +52,11 @@ def inspect_installation() -> dict[str, Any]:
 
 def _declared() -> list[str]:
     """Names of the dependencies that users may have, extras included."""
-    lines = [r for r in requires("pixelwise") or [] if "dev" not in r.partition(";")[2]]
+    try:
+        declared = requires("pixelwise") or []
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return []
+    lines = [r for r in declared if "dev" not in r.partition(";")[2]]
     names = [line.split(";")[0].split(">")[0].split("[")[0].strip() for line in lines]
     return [n for n in dict.fromkeys(names) if n != "pixelwise"]
 
