@@ -337,15 +337,17 @@ def test_a_picture_without_detections():
 
 
 def test_statistics_do_not_depend_on_chunks(monkeypatch):
-    masks = torch.rand(9, 7, 5)
-    areas, maskness = mask_statistics(masks, thresh=0.5)
+    masks, every = torch.rand(9, 7, 5), torch.arange(9)
+    areas, maskness = mask_statistics(masks, every, thresh=0.5)
     for mask, area, mean in zip(masks, areas, maskness, strict=True):
         assert area == (mask > 0.5).sum()
         torch.testing.assert_close(mean, mask[mask > 0.5].mean())
     monkeypatch.setattr(module, "STATS_CHUNK", 60)
-    for a, b in zip(mask_statistics(masks, thresh=0.5), (areas, maskness), strict=True):
+    for a, b in zip(mask_statistics(masks, every, thresh=0.5), (areas, maskness), strict=True):
         assert torch.equal(a, b)
-    assert mask_statistics(torch.zeros(1, 2, 2), thresh=0.5)[1].tolist() == [0]
+    some = mask_statistics(masks, every[3:5], thresh=0.5)
+    assert torch.equal(some[0], areas[3:5])
+    assert mask_statistics(torch.zeros(1, 2, 2), torch.tensor([0]), thresh=0.5)[1].tolist() == [0]
 
 
 def test_a_shift_of_the_picture_shifts_the_category_map():

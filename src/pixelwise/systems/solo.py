@@ -33,7 +33,7 @@ CENTRE_FRAC = 0.2  # share of an object's sides that is its centre region; secti
 MASK_WEIGHT = 3.0  # lambda of equation 1
 MASK_NMS_IOU = 0.5  # section 3.3
 STATS_CHUNK = 1 << 21  # mask pixels looked at together: 8 MB
-DECODE_CHUNK = 16  # masks brought to the picture together
+DECODE_CHUNK = 16  # masks compared, or brought to the picture, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,15 +237,14 @@ class SOLO(nn.Module):
     def _decode_one(self, scores: Tensor, masks: Tensor, size: ImageSize) -> InstancePrediction:
         cfg = self.cfg
         heard = (scores > cfg.score_thresh).any(dim=1).nonzero()[:, 0]  # [M]
-        scores, masks, least = scores[heard], masks[heard], self._least_areas(scores)[heard]
-        areas, maskness = mask_statistics(masks, thresh=cfg.mask_thresh)  # [M] each
-        cell, label = ((scores > cfg.score_thresh) & (areas > least)[:, None]).nonzero(
-            as_tuple=True
-        )
-        values = scores[cell, label] * maskness[cell]  # [C] candidates
+        scores, least = scores[heard], self._least_areas(scores)[heard]
+        areas, maskness = mask_statistics(masks, heard, thresh=cfg.mask_thresh)  # [M] each
+        nth, label = ((scores > cfg.score_thresh) & (areas > least)[:, None]).nonzero(as_tuple=True)
+        values = scores[nth, label] * maskness[nth]  # [C] candidates
         best = values.argsort(descending=True, stable=True)[: cfg.candidates]
-        cell, label, values = cell[best], label[best], values[best]
-        values = self._suppress((masks > cfg.mask_thresh)[cell].flatten(1), label, values)
+        cell, label, values = heard[nth[best]], label[best], values[best]
+        solid = [(masks[some] > cfg.mask_thresh).flatten(1) for some in cell.split(DECODE_CHUNK)]
+        values = self._suppress(torch.cat(solid), label, values)
         kept = values.argsort(descending=True, stable=True)
         kept = kept[: min(int((values >= 0).sum()), cfg.detections_per_image)]
         runs = RunLengths.concat(
@@ -311,21 +310,22 @@ def map_size(maps: Sequence[Maps]) -> Size:
     return maps[0][-1].shape[-2], maps[0][-1].shape[-1]
 
 
-def mask_statistics(masks: Tensor, *, thresh: float) -> tuple[Tensor, Tensor]:
+def mask_statistics(masks: Tensor, index: Tensor, *, thresh: float) -> tuple[Tensor, Tensor]:
     """How many pixels of soft masks are above a threshold, and their mean value.
 
     Args:
         masks:  [N, h, w] in [0, 1].
+        index:  [M] int64, the masks asked for; they are never copied all at once.
         thresh: in [0, 1].
 
     Returns:
-        areas [N] and maskness [N], float32; both 0 where no pixel is.
+        areas [M] and maskness [M], float32; both 0 where no pixel is.
     """
     areas: list[Tensor] = []
     sums: list[Tensor] = []
     step = max(1, STATS_CHUNK // max(1, masks.shape[1] * masks.shape[2]))
-    for part in masks.split(step):
-        values = part.flatten(1).float()
+    for some in index.split(step):
+        values = masks[some].flatten(1).float()
         areas.append((values > thresh).sum(dim=1, dtype=torch.int32).float())
         sums.append(F.threshold(values, thresh, 0.0).sum(dim=1))
     area = torch.cat(areas)
