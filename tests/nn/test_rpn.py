@@ -114,6 +114,28 @@ def test_training_clips_to_the_content():
     assert (sides > 0).all()
 
 
+def test_the_images_of_a_batch_do_not_meet():
+    net = RPN(8, grid(sizes=((32,), (32,))), RULES, pre_nms=(50, 50), post_nms=(300, 300))
+    features = maps_for(batch=3)
+    contents = [(32, 48), (20, 30), (31, 7)]
+    together = net.decode(net.predict(features), (32, 48), contents=contents)
+    for image, content in enumerate(contents):
+        maps = net.predict([x[image : image + 1] for x in features])
+        alone = net.decode(maps, (32, 48), contents=[content])
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], all_of_them[image])
+
+
+def test_anchors_are_those_of_each_size():
+    net = grid(CONVENTIONS["torchvision"])
+    for size in ((32, 48), (64, 48), (30, 31), (32, 48)):
+        maps = maps_for(size)
+        rows, columns = maps[1].shape[-2:]
+        last = net.place(maps, size)[1][-3:]  # of the last cell: its centre is its corner
+        centre = torch.tensor([size[1] // columns * (columns - 1), size[0] // rows * (rows - 1)])
+        torch.testing.assert_close((last[:, :2] + last[:, 2:]) / 2, centre.float().expand(3, 2))
+
+
 def test_training_and_inference_have_their_own_counts():
     net = RPN(8, grid(), RULES, pre_nms=(6, 2), post_nms=(9, 3))
     maps = net.predict(maps_for())

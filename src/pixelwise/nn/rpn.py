@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -95,19 +95,12 @@ class AnchorGrid:
         Returns:
             L of [h * w * A, 4] float32 xyxy in network-input pixels; rows first, then columns.
         """
-        rules = self.conventions
-        placed: list[Tensor] = []
-        for level, sizes, stride in zip(maps, self.sizes, self.strides, strict=True):
-            height, width = level.shape[-2:]
-            steps = (stride, stride)
-            if rules.floor_strides:
-                steps = (size[0] // height, size[1] // width)
-            base = self._of_cell(sizes, stride)
-            base = base.to(level.device, non_blocking=True)
-            placed.append(grid_anchors(base, (height, width), steps))
-        return placed
+        cells = tuple((level.shape[-2], level.shape[-1]) for level in maps)
+        if torch.compiler.is_compiling():  # a graph makes its own
+            return list(_placed.__wrapped__(self, cells, size, maps[0].device))
+        return list(_placed(self, cells, size, maps[0].device))
 
-    def _of_cell(self, sizes: tuple[float, ...], stride: int) -> Tensor:
+    def of_cell(self, sizes: tuple[float, ...], stride: int) -> Tensor:
         """[A, 4] xyxy in pixels, the anchors of the first cell."""
         rules = self.conventions
         if rules.window_anchors:
@@ -116,6 +109,21 @@ class AnchorGrid:
         return base_anchors(
             sizes, self.ratios, order=rules.anchor_order, rounding=rules.anchor_rounding
         )
+
+
+@lru_cache(maxsize=4)  # proposals and losses share them, and so do pictures of one size
+def _placed(
+    grid: AnchorGrid, cells: tuple[Size, ...], size: Size, device: torch.device
+) -> tuple[Tensor, ...]:
+    """See `AnchorGrid.place`."""
+    placed: list[Tensor] = []
+    for (height, width), sizes, stride in zip(cells, grid.sizes, grid.strides, strict=True):
+        steps = (stride, stride)
+        if grid.conventions.floor_strides:
+            steps = (size[0] // height, size[1] // width)
+        base = grid.of_cell(sizes, stride).to(device, non_blocking=True)
+        placed.append(grid_anchors(base, (height, width), steps))
+    return tuple(placed)
 
 
 class RPNMaps(NamedTuple):
@@ -252,9 +260,8 @@ class RPN(nn.Module):
         with torch.no_grad():
             wanted = self.targets(torch.cat(self.anchors.place(maps.logits, size)), targets)
         logits, deltas = self._flatten(maps)
-        logits = torch.cat(logits, dim=1).flatten()[wanted.chosen]  # [S]
-        deltas = torch.cat(deltas, dim=1).flatten(0, 1)  # [B * A, 4]
-        deltas = deltas[wanted.chosen[: len(wanted.deltas)]]  # [P, 4]
+        logits = logits.flatten()[wanted.chosen]  # [S]
+        deltas = deltas.flatten(0, 1)[wanted.chosen[: len(wanted.deltas)]]  # [P, 4]
         rules = self.conventions
         count = ANCHORS_PER_IMAGE * len(targets)
         if rules.sampled_normaliser:
@@ -283,53 +290,36 @@ class RPN(nn.Module):
         anchors = self.anchors.place(maps.logits, size)
         logits, deltas = self._flatten(maps)
         phase = 1 if contents is None else 0
-        frames = contents or [size] * len(logits[0])
-        per_image = [
-            self._propose(
-                [x[image] for x in logits],
-                [x[image] for x in deltas],
-                anchors,
-                frame=frame,
-                pre_nms=self.pre_nms[phase],
-                post_nms=self.post_nms[phase],
-            )
-            for image, frame in enumerate(frames)
-        ]
-        return Proposals(*(torch.stack(part) for part in zip(*per_image, strict=True)))
-
-    def _propose(
-        self,
-        logits: list[Tensor],
-        deltas: list[Tensor],
-        anchors: list[Tensor],
-        *,
-        frame: Size,
-        pre_nms: int,
-        post_nms: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Proposals of one image: boxes [N, 4], logits [N], valid [N]."""
-        boxes: list[Tensor] = []
-        scores: list[Tensor] = []
-        levels: list[Tensor] = []
-        for level, (x, d, a) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            best, index = best_first(x[None], min(pre_nms, len(x)))
-            best, index = best[0], index[0]  # [k]
-            decoded = decode_boxes(
-                d[index], a[index], DELTA_WEIGHTS, clamp_both=self.conventions.clamp_both
-            )
-            boxes.append(clip_boxes(decoded, frame))
-            scores.append(best)
-            levels.append(torch.full_like(index, level))
-        box, score = torch.cat(boxes), torch.cat(scores)  # [M, 4], [M]
-        sides = (box[:, 2:] - box[:, :2]).amin(dim=1)  # [M]
+        frames = [size] * len(logits) if contents is None else contents
+        best = _best_per_level(logits, [len(level) for level in anchors], self.pre_nms[phase])
+        boxes = decode_boxes(
+            deltas.take_along_dim(best.places[..., None], dim=1),
+            torch.cat(anchors)[best.places],
+            DELTA_WEIGHTS,
+            clamp_both=self.conventions.clamp_both,
+        )  # [B, M, 4]
+        boxes = _clip_each(boxes, frames)
+        sides = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1)  # [B, M]
         # A rejected box goes last, where it can suppress no other.
-        score = score.masked_fill(~(sides > self.conventions.proposal_side_px), float("-inf"))
-        kept = greedy_nms(box, score, torch.cat(levels), iou_thresh=NMS_IOU)  # [M] bool
-        score = score.masked_fill(~kept, float("-inf"))
-        best, index = best_first(score[None], min(post_nms, len(score)))
-        valid = best[0] > float("-inf")  # [N]
-        boxes_out = box[index[0]].masked_fill(~valid[:, None], 0.0)  # [N, 4]
-        return boxes_out, best[0].masked_fill(~valid, 0.0), valid
+        rejected = ~(sides > self.conventions.proposal_side_px)
+        scores = best.logits.masked_fill(rejected, float("-inf"))
+        return self._suppress(boxes, scores, best.levels, self.post_nms[phase])
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, count: int) -> Proposals:
+        """The best of boxes [B, M, 4] of `levels` [M] that no better one of their level covers."""
+        kept = torch.stack(
+            [
+                greedy_nms(*image, levels, iou_thresh=NMS_IOU)
+                for image in zip(boxes, scores, strict=True)
+            ]
+        )  # [B, M]
+        scores = scores.masked_fill(~kept, float("-inf"))
+        best, index = best_first(scores, min(count, scores.shape[1]))  # [B, N] each
+        valid = best > float("-inf")
+        boxes = boxes.take_along_dim(index[..., None], dim=1)  # [B, N, 4]
+        return Proposals(
+            boxes.masked_fill(~valid[..., None], 0.0), best.masked_fill(~valid, 0.0), valid
+        )
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[B, A, h, w] objectness; the logit of a softmax over two is their difference."""
@@ -339,11 +329,40 @@ class RPN(nn.Module):
         background, foreground = x.tensor_split(2, dim=1)
         return foreground - background
 
-    def _flatten(self, maps: RPNMaps) -> tuple[list[Tensor], list[Tensor]]:
-        """Per level, logits [B, h * w * A] and deltas [B, h * w * A, 4] in the order of anchors."""
-        logits = [x.float().permute(0, 2, 3, 1).flatten(1) for x in maps.logits]
-        deltas = [
-            x.float().permute(0, 2, 3, 1).reshape(len(x), -1, 4)  # 4a + j: a, then j
-            for x in maps.deltas
-        ]
-        return logits, deltas
+    def _flatten(self, maps: RPNMaps) -> tuple[Tensor, Tensor]:
+        """Logits [B, A] and deltas [B, A, 4] of all A anchors, in their order."""
+        logits, deltas = (
+            torch.cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in levels], dim=1).float()
+            for levels in maps
+        )  # [B, cells, anchors of a cell], [B, cells, 4 for each of them]
+        return logits.flatten(1), deltas.reshape(len(deltas), -1, 4)  # 4a + j: a, then j
+
+
+class _Best(NamedTuple):
+    """The M best anchors of each image: logits and positions [B, M], and their levels [M]."""
+
+    logits: Tensor
+    places: Tensor
+    levels: Tensor
+
+
+def _best_per_level(logits: Tensor, sizes: Sequence[int], count: int) -> _Best:
+    """So many of the anchors of each level, best first, from the logits [B, A] of all levels."""
+    values: list[Tensor] = []
+    places: list[Tensor] = []
+    levels: list[Tensor] = []
+    begin = 0
+    for level, own in enumerate(logits.split(sizes, dim=1)):
+        best, index = best_first(own, min(count, sizes[level]))  # [B, k] each
+        values.append(best)
+        places.append(index + begin)
+        levels.append(torch.full_like(index[0], level))
+        begin += sizes[level]
+    return _Best(torch.cat(values, dim=1), torch.cat(places, dim=1), torch.cat(levels))
+
+
+def _clip_each(boxes: Tensor, frames: Sequence[Size]) -> Tensor:
+    """Boxes [B, M, 4] clipped to (height, width) of each image; at once where that is the same."""
+    if all(frame == frames[0] for frame in frames):
+        return clip_boxes(boxes, frames[0])
+    return torch.stack([clip_boxes(*image) for image in zip(boxes, frames, strict=True)])

@@ -31,8 +31,8 @@ def box_areas(boxes: Tensor, *, plus_one: bool = False) -> Tensor:
     Returns:
         [...] square pixels; negative where exactly one side is turned round.
     """
-    one = 1 if plus_one else 0
-    return (boxes[..., 2] - boxes[..., 0] + one) * (boxes[..., 3] - boxes[..., 1] + one)
+    width, height = _extents(boxes, plus_one).unbind(-1)  # [...] each
+    return width * height
 
 
 def pairwise_iou(a: Tensor, b: Tensor, *, plus_one: bool = False) -> Tensor:
@@ -90,14 +90,11 @@ def encode_boxes(
 
     Source: R-CNN (arXiv:1311.2524), appendix C.
     """
-    x, y, w, h = _centres(references, plus_one)  # [N] each
-    target_x, target_y, target_w, target_h = _centres(targets, plus_one)
-    deltas = (
-        (target_x - x) / w,
-        (target_y - y) / h,
-        torch.log(target_w / w),
-        torch.log(target_h / h),
-    )  # [N] each
+    centres, extents = _centres(references, plus_one)  # [N, 2] each
+    target_centres, target_extents = _centres(targets, plus_one)
+    shifts = (target_centres - centres) / extents  # [N, 2]
+    growths = torch.log(target_extents / extents)  # [N, 2]
+    deltas = (*shifts.unbind(-1), *growths.unbind(-1))  # [N] each
     return torch.stack([d * weight for d, weight in zip(deltas, weights, strict=True)], dim=-1)
 
 
@@ -126,24 +123,13 @@ def decode_boxes(
     Source: R-CNN (arXiv:1311.2524), appendix C.
     """
     parts = deltas.to(references.dtype).unflatten(-1, (-1, 4))  # [..., k, 4]
-    # By number, not by a tensor of four: a GPU would wait for that.
-    dx, dy, dw, dh = (v / w for v, w in zip(parts.unbind(-1), weights, strict=True))  # [..., k]
+    centres, extents = (v.unsqueeze(-2) for v in _centres(references, plus_one))  # [..., 1, 2]
+    centres = _divided(parts[..., :2], weights[:2]) * extents + centres  # [..., k, 2]
     lowest = -max_log_scale if clamp_both else None
-    x, y, w, h = (v.unsqueeze(-1) for v in _centres(references, plus_one))  # [..., 1] each
-    centre_x, centre_y = dx * w + x, dy * h + y
-    one = 1 if plus_one else 0
-    half_w = 0.5 * (w * dw.clamp(lowest, max_log_scale).exp() - one)
-    half_h = 0.5 * (h * dh.clamp(lowest, max_log_scale).exp() - one)
-    boxes = torch.stack(
-        [
-            centre_x - half_w,
-            centre_y - half_h,
-            centre_x + half_w,
-            centre_y + half_h,
-        ],
-        dim=-1,
-    )  # [..., k, 4]
-    return boxes.flatten(-2)
+    growths = _divided(parts[..., 2:], weights[2:]).clamp(lowest, max_log_scale).exp()
+    extents = extents * growths  # [..., k, 2]
+    half = 0.5 * (extents - 1 if plus_one else extents)
+    return torch.cat([centres - half, centres + half], dim=-1).flatten(-2)
 
 
 def clip_boxes(boxes: Tensor, size: Size, *, plus_one: bool = False) -> Tensor:
@@ -159,31 +145,38 @@ def clip_boxes(boxes: Tensor, size: Size, *, plus_one: bool = False) -> Tensor:
     """
     height, width = size
     one = 1 if plus_one else 0
-    x1, y1, x2, y2 = boxes.unflatten(-1, (-1, 4)).unbind(-1)  # [..., k] each
-    clipped = [
-        x1.clamp(0, width - one),
-        y1.clamp(0, height - one),
-        x2.clamp(0, width - one),
-        y2.clamp(0, height - one),
-    ]
-    return torch.stack(clipped, dim=-1).flatten(-2)
+    x = boxes[..., 0::2].clamp(0, width - one)  # [..., 2 k]
+    y = boxes[..., 1::2].clamp(0, height - one)
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def _intersections(a: Tensor, b: Tensor, plus_one: bool) -> Tensor:
     """[..., N, M] common area; one axis at a time, since N x M can be millions."""
-    one = 1 if plus_one else 0
     inter = None
     for low, high in ((0, 2), (1, 3)):
         end = torch.minimum(a[..., :, None, high], b[..., None, :, high])  # [..., N, M]
         begin = torch.maximum(a[..., :, None, low], b[..., None, :, low])  # [..., N, M]
-        extent = (end - begin + one).clamp(min=0)  # [..., N, M]
+        extent = end - begin + 1 if plus_one else end - begin
+        extent = extent.clamp(min=0)  # [..., N, M]
         inter = extent if inter is None else inter * extent
     assert inter is not None
     return inter
 
 
-def _centres(boxes: Tensor, plus_one: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre x, centre y, width, height; [...] each."""
-    one = 1 if plus_one else 0
-    w, h = boxes[..., 2] - boxes[..., 0] + one, boxes[..., 3] - boxes[..., 1] + one
-    return boxes[..., 0] + 0.5 * (w - one), boxes[..., 1] + 0.5 * (h - one), w, h
+def _extents(boxes: Tensor, plus_one: bool) -> Tensor:
+    """Width and height, [..., 2]."""
+    extents = boxes[..., 2:] - boxes[..., :2]
+    return extents + 1 if plus_one else extents
+
+
+def _centres(boxes: Tensor, plus_one: bool) -> tuple[Tensor, Tensor]:
+    """Centre (x, y) and extent (width, height); [..., 2] each."""
+    extents = _extents(boxes, plus_one)
+    return boxes[..., :2] + 0.5 * (extents - 1 if plus_one else extents), extents
+
+
+def _divided(pairs: Tensor, by: Sequence[float]) -> Tensor:
+    """[..., 2] by two numbers; not by a tensor of them, for which a GPU would wait."""
+    if by[0] == by[1]:  # as everywhere so far
+        return pairs / by[0]
+    return torch.stack([v / number for v, number in zip(pairs.unbind(-1), by, strict=True)], dim=-1)
