@@ -136,6 +136,12 @@ def test_anchors_are_those_of_each_size():
         torch.testing.assert_close((last[:, :2] + last[:, 2:]) / 2, centre.float().expand(3, 2))
 
 
+def test_anchors_placed_by_a_prediction_may_take_part_in_a_loss():
+    with torch.inference_mode():
+        placed = grid().place(maps_for(size=(36, 52)), (36, 52))
+    assert not any(level.is_inference() for level in placed)
+
+
 def test_training_and_inference_have_their_own_counts():
     net = RPN(8, grid(), RULES, pre_nms=(6, 2), post_nms=(9, 3))
     maps = net.predict(maps_for())

@@ -112,6 +112,7 @@ class AnchorGrid:
 
 
 @lru_cache(maxsize=4)  # proposals and losses share them, and so do pictures of one size
+@torch.inference_mode(False)  # what a prediction placed, a loss may use
 def _placed(
     grid: AnchorGrid, cells: tuple[Size, ...], size: Size, device: torch.device
 ) -> tuple[Tensor, ...]:
