@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -207,6 +208,17 @@ class InstanceTarget:
     def size(self) -> Size:
         """(height, width) of the picture's content inside the padded network input."""
         return self.masks.size
+
+    @cached_property
+    def usable(self) -> Tensor:
+        """[N] bool, the objects to learn from: no crowds, no boxes without area."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]  # [N, 2]
+        return ~self.crowd & (sides > 0).all(dim=1)
+
+    @cached_property
+    def has_crowd(self) -> bool:
+        """Whether any is a crowd; a GPU waits for the answer, once."""
+        return bool(self.crowd.any())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> InstanceTarget:
         """The same target on another device."""

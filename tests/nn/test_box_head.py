@@ -5,8 +5,9 @@ import torch
 
 from pixelwise.nn.box_head import TRUNKS, BoxHead, BoxOutput, ConvTrunk, MeanTrunk
 from pixelwise.nn.conventions import CONVENTIONS
-from pixelwise.nn.regions import Proposals, Regions, sample_regions
+from pixelwise.nn.regions import Proposals, Regions, match_objects, sample_regions
 from pixelwise.ops.boxes import encode_boxes
+from pixelwise.ops.matching import BACKGROUND, IGNORED
 from pixelwise.types import InstanceTarget, MaskCrops
 from tests.fixtures import fixture_params, load_fixture
 
@@ -213,6 +214,31 @@ def test_sampling_a_drawn_case():
     assert len(inside.labels) == 4
     assert (objects.labels[inside.gt_index] == inside.labels).all()
     assert torch.equal(objects.boxes[inside.gt_index], inside.gt_boxes)
+
+
+@pytest.mark.parametrize("low_quality", [None, 0.0])
+def test_what_is_not_learnt_from_keeps_its_place_and_matches_nothing(low_quality):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [30, 30, 60, 60], [30, 30, 60, 58], [5, 5, 9, 9]])
+    objects = make_target([[0, 0, 0, 10], [30, 30, 60, 60], [30, 30, 60, 58]], [0, 1, 2], [0, 1, 0])
+    rules = {"high": 0.99, "low": 0.3, "min_low_quality": low_quality}
+    crowded, ours, none = IGNORED, 2, BACKGROUND
+    found = match_objects(boxes, objects, **rules)
+    assert found.tolist() == [none, crowded, ours, none]
+    nothing = make_target([[0, 0, 0, 10]], [0])
+    assert match_objects(boxes, nothing, **rules).tolist() == [none] * 4
+
+
+def test_pictures_without_objects_give_background_alone():
+    empty, one = make_target([], []), make_target([[0, 0, 10, 10]], [1])
+    boxes = torch.tensor([[0.0, 0, 10, 11], [40, 40, 60, 60]]).expand(2, 2, 4)
+    given = Proposals(boxes, torch.zeros(2, 2), torch.ones(2, 2).bool())
+    drawn = build().sample(given, [empty, one])
+    assert drawn.labels.tolist() == [K, K, 1, 1, K]
+    assert drawn.objects.tolist() == [2, 3]
+    assert drawn.gt_index[drawn.objects].tolist() == [0, 0]
+    drawn = build().sample(given, [empty, empty])
+    assert drawn.labels.tolist() == [K] * 4
+    assert not drawn.foreground().is_object.any()
 
 
 def test_sampling_keeps_the_share_and_indexes_the_joined_masks():

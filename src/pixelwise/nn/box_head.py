@@ -159,7 +159,7 @@ class BoxHead(nn.Module):
 
     def targets(self, regions: Regions) -> tuple[Tensor, Tensor]:
         """What the regions should predict: labels [R] and, for objects, deltas [P, 4]."""
-        inside = regions.is_object  # [R]
+        inside = regions.objects  # [P]
         deltas = encode_boxes(regions.rois[inside, 1:], regions.gt_boxes[inside], DELTA_WEIGHTS)
         return regions.labels, deltas
 
@@ -177,7 +177,7 @@ class BoxHead(nn.Module):
         classification = F.cross_entropy(
             output.logits, labels, ignore_index=UNCOUNTED, reduction="sum"
         )
-        inside = regions.is_object.nonzero()[:, 0]  # [P]
+        inside = regions.objects  # [P]
         deltas = output.deltas.reshape(len(labels), -1, 4)[inside, labels[inside]]  # [P, 4]
         box = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=self.conventions.box_beta)
         return {"class": classification / count, "box": box / count}

@@ -110,7 +110,7 @@ class MaskIoUHead(nn.Module):
         Source:  Mask Scoring R-CNN (arXiv:1903.00241), section 3.3.
         Differs: MMDetection compares logits, not probabilities, with 0.5.
         """
-        inside = regions.is_object  # [R]
+        inside = regions.objects  # [F]
         wanted = regions.object_masks(logits.shape[-1]) > 0  # [R, M, M]
         found = logits > 0  # [R, M, M]
         share = shares_inside(regions.masks, regions.rois[inside, 1:], regions.gt_index[inside])
@@ -118,7 +118,7 @@ class MaskIoUHead(nn.Module):
         whole = wanted.sum(dim=(1, 2)).float()
         whole[inside] /= share.clamp(min=1e-10)
         union = found.sum(dim=(1, 2)) + whole - common  # [R]
-        return torch.where(inside, common / union.clamp(min=1), 0.0)
+        return torch.where(regions.is_object, common / union.clamp(min=1), 0.0)
 
     def loss(self, ious: Tensor, logits: Tensor, regions: Regions) -> dict[str, Tensor]:
         """Half the squared error for the object's class, mean over masks that meet their object.

@@ -48,13 +48,16 @@ class _FrozenBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, mean: Tensor, var: Tensor, affine: tuple[Tensor, Tensor], eps: float
     ) -> Tensor:
-        ctx.save_for_backward(affine[0] * (var + eps).rsqrt())  # [C]
+        ctx.save_for_backward(affine[0], var)
+        ctx.eps = eps
         return _normalised(x, mean, var, affine, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = ctx.saved_tensors
-        return grads[0] * scale.to(grads[0].dtype)[:, None, None], None, None, None, None
+        weight, var = ctx.saved_tensors  # [C] each
+        zeros = torch.zeros_like(var)
+        # Gradients get the scale and no shift: in one pass too, whatever their precision.
+        return _normalised(grads[0], zeros, var, (weight, zeros), ctx.eps), None, None, None, None
 
 
 class FrozenBatchNorm(nn.Module):

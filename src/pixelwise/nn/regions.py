@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +15,7 @@ from pixelwise.nn.conventions import Conventions
 from pixelwise.ops.boxes import pairwise_ioa, pairwise_iou
 from pixelwise.ops.masks import mask_targets
 from pixelwise.ops.matching import BACKGROUND, IGNORED, match_boxes
-from pixelwise.ops.roi import pool_levels
+from pixelwise.ops.roi import pool_levels, rois_of
 from pixelwise.ops.sampling import sample_balanced
 from pixelwise.types import InstanceTarget, MaskCrops
 
@@ -60,10 +62,15 @@ class Regions:
     masks: MaskCrops
     num_classes: int
 
-    @property
+    @cached_property
     def is_object(self) -> Tensor:
         """[R] bool, where a region is matched to an object."""
         return (self.labels >= 0) & (self.labels < self.num_classes)
+
+    @cached_property
+    def objects(self) -> Tensor:
+        """[F] int64, positions of the regions matched to an object."""
+        return self.is_object.nonzero()[:, 0]  # a GPU waits here, once
 
     def select(self, index: Tensor) -> Regions:
         """The regions at these positions (or where True)."""
@@ -82,7 +89,7 @@ class Regions:
         That one keeps the mask head in the graph (and its batch norm fed); it is no object, so its
         mask counts for nothing.
         """
-        inside = self.is_object.nonzero()[:, 0]  # [F]
+        inside = self.objects
         return self.select(inside if len(inside) else inside.new_zeros(1))
 
     def object_masks(
@@ -93,9 +100,9 @@ class Regions:
         Returns:
             [R, side, side] in [0, 1]; 0 where there is no object.
         """
-        inside = self.is_object  # [R]
-        masks = torch.zeros(len(inside), side, side, device=inside.device)
-        if inside.any():
+        inside = self.objects  # [F]
+        masks = torch.zeros(len(self.labels), side, side, device=inside.device)
+        if len(inside):
             masks[inside] = mask_targets(
                 self.masks, self.rois[inside, 1:], self.gt_index[inside], side, mode=mode
             )
@@ -187,9 +194,8 @@ def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def usable_objects(target: InstanceTarget) -> Tensor:
-    """[G] int64, positions of the objects to learn from: no crowds, no boxes without area."""
-    sides = target.boxes[:, 2:] - target.boxes[:, :2]  # [N, 2]
-    return (~target.crowd & (sides > 0).all(dim=1)).nonzero()[:, 0]
+    """[G] int64, positions of the objects to learn from."""
+    return target.usable.nonzero()[:, 0]
 
 
 def match_objects(
@@ -209,7 +215,7 @@ def match_objects(
         boxes:  [A, 4] xyxy.
         target: the objects of the image.
         high:   IoU from which a box is positive.
-        low:    IoU below which a box is background; between them it is ignored.
+        low:    IoU below which a box is background; between them it is ignored. Above 0.
         min_low_quality: make the best boxes of each object positive from this IoU on; None: do not.
         low_quality_to: whose they are then, see `match_boxes`.
 
@@ -218,21 +224,20 @@ def match_objects(
 
     Source:  Faster R-CNN (arXiv:1506.01497), section 3.1.2; crowds as in Detectron.
     """
-    usable = usable_objects(target)  # [G]
+    # What is not learnt from keeps its place, but without area: so it overlaps nothing.
+    objects = target.boxes.masked_fill(~target.usable[:, None], 0.0)  # [N, 4]
     matches = match_boxes(
-        pairwise_iou(target.boxes[usable], boxes),
+        pairwise_iou(objects, boxes),
         high=high,
         low=low,
         allow_low_quality=min_low_quality is not None,
         min_low_quality=min_low_quality or 0.0,
         low_quality_to=low_quality_to,
     )  # [A]
-    if target.crowd.any():
+    if target.has_crowd:
         covered = pairwise_ioa(boxes, target.boxes[target.crowd]).amax(dim=1)  # [A]
         matches = matches.masked_fill((matches == BACKGROUND) & (covered > CROWD_COVER), IGNORED)
-    if len(usable) == 0:
-        return matches
-    return torch.where(matches >= 0, usable[matches.clamp(min=0)], matches)
+    return matches
 
 
 def join_masks(targets: Sequence[InstanceTarget]) -> MaskCrops:
@@ -273,35 +278,43 @@ def sample_regions(
 
     Source:  Fast R-CNN (arXiv:1504.08083), section 2.3; Mask R-CNN (arXiv:1703.06870), section 3.1.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    offset = 0
+    chosen: list[Tensor] = []
+    matches: list[Tensor] = []
     for image, target in enumerate(targets):
-        boxes = proposals.boxes[image][proposals.valid[image]]  # [N, 4]
-        boxes = torch.cat([boxes, target.boxes[usable_objects(target)]])
-        matches = match_objects(boxes, target, high=FOREGROUND_IOU, low=FOREGROUND_IOU)  # [N]
+        boxes = torch.cat([proposals.boxes[image], target.boxes])  # [N, 4]
+        counts = torch.cat([proposals.valid[image], target.usable])  # [N]
+        match = match_objects(boxes, target, high=FOREGROUND_IOU, low=FOREGROUND_IOU)  # [N]
         if background_iou > 0:
             far = match_objects(boxes, target, high=FOREGROUND_IOU, low=background_iou)
-            matches = matches.masked_fill(far == BACKGROUND, IGNORED)
-        positive, negative = sample_balanced(matches, count=count, positive_frac=positive_frac)
-        chosen = torch.cat([positive, negative])  # [S]
-        boxes, matches = boxes[chosen], matches[chosen]
-        if len(chosen) == 0:
+            match = match.masked_fill(far == BACKGROUND, IGNORED)
+        match = match.masked_fill(~counts, IGNORED)
+        some = torch.cat(sample_balanced(match, count=count, positive_frac=positive_frac))  # [S]
+        boxes, match = boxes[some], match[some]
+        if len(some) == 0:
             boxes = boxes.new_tensor([[0.0, 0.0, target.size[1], target.size[0]]])
-            matches = matches.new_full((1,), IGNORED)
-        parts.append((*_label(boxes, matches, target, image, num_classes), matches + offset))
-        offset += len(target)
-    rois, labels, gt_boxes, gt_index = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Regions(rois, labels, gt_boxes, gt_index, join_masks(targets), num_classes)
+            match = match.new_full((1,), IGNORED)
+        chosen.append(boxes)
+        matches.append(match)
+    return _label(rois_of(chosen), matches, targets, num_classes)
 
 
 def _label(
-    boxes: Tensor, matches: Tensor, target: InstanceTarget, image: int, num_classes: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """RoIs [S, 5], labels [S] and matched boxes [S, 4] of the regions of one image."""
-    rois = torch.cat([boxes.new_full((len(boxes), 1), float(image)), boxes], dim=1)
-    is_object = matches >= 0  # [S]
-    labels = torch.where(matches == BACKGROUND, num_classes, UNCOUNTED)  # [S]
-    gt_boxes = boxes.clone()
-    labels[is_object] = target.labels[matches[is_object]]
-    gt_boxes[is_object] = target.boxes[matches[is_object]]
-    return rois, labels, gt_boxes
+    rois: Tensor, matches: Sequence[Tensor], targets: Sequence[InstanceTarget], num_classes: int
+) -> Regions:
+    """RoIs [R, 5] with what they should learn, from their matches per image."""
+    first = accumulate((len(target) for target in targets), initial=0)
+    index = torch.cat([match + begin for match, begin in zip(matches, first, strict=False)])
+    index = index.clamp(min=0)  # [R]; somewhere, where there is no object
+    match = torch.cat(list(matches))  # [R]
+    # A spare row is there even if no picture has objects.
+    labels = torch.cat([*(target.labels for target in targets), index.new_zeros(1)])
+    boxes = torch.cat([*(target.boxes for target in targets), rois.new_zeros(1, 4)])
+    unmatched = torch.where(match == BACKGROUND, num_classes, UNCOUNTED)  # [R]
+    return Regions(
+        rois,
+        torch.where(match >= 0, labels[index], unmatched),
+        boxes[index],
+        index,
+        join_masks(targets),
+        num_classes,
+    )

@@ -210,7 +210,8 @@ class RPN(nn.Module):
         """
         positives: list[Tensor] = []
         negatives: list[Tensor] = []
-        deltas: list[Tensor] = []
+        references: list[Tensor] = []
+        objects: list[Tensor] = []
         for image, target in enumerate(targets):
             matches = self._match(anchors, target)  # [A]
             positive, negative = sample_balanced(
@@ -218,12 +219,13 @@ class RPN(nn.Module):
             )
             positives.append(positive + image * len(anchors))
             negatives.append(negative + image * len(anchors))
-            objects = target.boxes[matches[positive]]  # [P, 4]
-            deltas.append(encode_boxes(anchors[positive], objects, DELTA_WEIGHTS))
+            references.append(anchors[positive])
+            objects.append(target.boxes[matches[positive]])
         chosen = torch.cat(positives + negatives)  # [S]
         is_object = torch.zeros(len(chosen), device=chosen.device)
         is_object[: sum(map(len, positives))] = 1
-        return RPNTargets(chosen, is_object, torch.cat(deltas))
+        deltas = encode_boxes(torch.cat(references), torch.cat(objects), DELTA_WEIGHTS)  # [P, 4]
+        return RPNTargets(chosen, is_object, deltas)
 
     def _match(self, anchors: Tensor, target: InstanceTarget) -> Tensor:
         """[A] int64, what each anchor stands for, see `match_objects`."""
@@ -239,11 +241,11 @@ class RPN(nn.Module):
         if rules.border_anchors:
             return match(anchors)
         height, width = target.size
-        frame = anchors.new_tensor([width, height])
-        inside = ((anchors[:, :2] >= 0) & (anchors[:, 2:] <= frame)).all(dim=1)  # [A]
-        matches = torch.full_like(inside, IGNORED, dtype=torch.int64)
-        matches[inside] = match(anchors[inside])
-        return matches
+        x1, y1, x2, y2 = anchors.unbind(dim=1)  # [A] each
+        inside = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
+        index = inside.nonzero()[:, 0]
+        matches = torch.full_like(inside, IGNORED, dtype=torch.int64)  # [A]
+        return matches.index_copy_(0, index, match(anchors[index]))
 
     def loss(
         self, maps: RPNMaps, size: Size, targets: Sequence[InstanceTarget]

@@ -215,13 +215,13 @@ class ScoreMaps(nn.Module):
         Returns:
             deltas [R, 4]; masks [R, S, S] in {0, 1}, without sides [R, 0, 0].
         """
-        inside = regions.is_object  # [R]
+        inside = regions.objects  # [F]
         boxes = regions.rois[:, 1:]
         deltas = torch.zeros_like(boxes)
         deltas[inside] = encode_boxes(boxes[inside], regions.gt_boxes[inside], self.weights)
         side = self.grid.side if self.sides == 2 else 0
         masks = boxes.new_zeros(len(boxes), side, side)
-        if side and bool(inside.any()):
+        if side and len(inside):
             begin = boxes[inside, :2].round()
             end = torch.maximum((boxes[inside, 2:] - 1).round(), begin) + 1
             masks[inside] = resized_targets(

@@ -45,13 +45,12 @@ def largest_contours(masks: MaskCrops, index: Tensor) -> Contours:
         Following" (1985), gives the same points in the same order.
     """
     windows, starts = masks.windows[index], masks.starts[index]  # [N, 4], [N]
-    widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
-    pixels = F.pad(masks.pixels, (0, widest))  # as `gather_crops` wants it
+    pixels = F.pad(masks.pixels, (0, masks.size[1]))  # as `gather_crops` wants it
     owners: list[Tensor] = [index[:0]]
     points: list[Tensor] = [windows[:0, :2]]
-    for part in by_area(windows):
+    for part, size in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = gather_crops(pixels, starts[part], extent)  # [n, h, w]
+        crops = gather_crops(pixels, starts[part], extent, size)  # [n, h, w]
         columns, rows = (  # beyond a crop's own extent is garbage
             torch.arange(crops.shape[2 - axis], device=crops.device) < extent[:, axis, None]
             for axis in (0, 1)

@@ -64,11 +64,10 @@ def mask_targets(
     aligned = mode == "bitmap"
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
     targets = boxes.new_zeros((len(boxes), side, side))
-    widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
-    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see gather_crops
-    for part in by_area(windows):
+    pixels = F.pad(masks.pixels, (0, masks.size[1]))  # see gather_crops
+    for part, size in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = gather_crops(pixels, starts[part], extent).float()  # [n, h, w]
+        crops = gather_crops(pixels, starts[part], extent, size).float()  # [n, h, w]
         both = [
             _bin_weights(
                 boxes[part, axis::2],
@@ -104,11 +103,10 @@ def shares_inside(masks: MaskCrops, boxes: Tensor, index: Tensor) -> Tensor:
     boxes = boxes.detach().float()
     windows, starts = masks.windows[index], masks.starts[index]  # [R, 4], [R]
     shares = boxes.new_zeros(len(boxes))
-    widest = int((windows[:, 2] - windows[:, 0]).max()) if len(windows) else 0
-    pixels = F.pad(masks.pixels, (0, widest))  # [total + widest], see gather_crops
-    for part in by_area(windows):
+    pixels = F.pad(masks.pixels, (0, masks.size[1]))  # see gather_crops
+    for part, size in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
-        crops = gather_crops(pixels, starts[part], extent).float()  # [n, h, w]
+        crops = gather_crops(pixels, starts[part], extent, size).float()  # [n, h, w]
         own: list[Tensor] = []
         within: list[Tensor] = []
         for axis in (1, 0):
@@ -319,28 +317,33 @@ def _pixels_at(
     return pixels[torch.where(inside, at, len(pixels) - 1)]
 
 
-def by_area(windows: Tensor) -> Iterator[Tensor]:
-    """Positions of windows of similar size, so many that padded to the largest they stay small."""
+def by_area(windows: Tensor) -> Iterator[tuple[Tensor, Size]]:
+    """Positions of windows of similar size, so many that padded to the largest they stay small.
+
+    Yields:
+        The positions, and the largest (height, width) of their windows.
+    """
     extent = (windows[:, 2:] - windows[:, :2]).cpu()  # [R, 2]
     order = extent.prod(dim=1).argsort(descending=True, stable=True)
     sides = extent[order].tolist()
     chunk = _TARGET_CHUNK if windows.device.type == "cpu" else _TARGET_CHUNK_ON_GPU
     first, widest, highest = 0, 0, 0
     for i, (w, h) in enumerate(sides):
-        widest, highest = max(widest, w), max(highest, h)
-        if i > first and (i + 1 - first) * widest * highest > chunk:
-            yield order[first:i].to(windows.device)
-            first, widest, highest = i, w, h
+        wider, higher = max(widest, w), max(highest, h)
+        if i > first and (i + 1 - first) * wider * higher > chunk:
+            yield order[first:i].to(windows.device), (highest, widest)
+            first, wider, higher = i, w, h
+        widest, highest = wider, higher
     if first < len(sides):
-        yield order[first:].to(windows.device)
+        yield order[first:].to(windows.device), (highest, widest)
 
 
-def gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor) -> Tensor:
-    """[n, h, w] uint8: crops with their top left corners at 0; outside a crop is garbage."""
-    w, h = (int(side) for side in extent.amax(dim=0))
+def gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor, size: Size) -> Tensor:
+    """[n, *size] uint8: crops with their top left corners at 0; outside a crop is garbage."""
+    h, w = size
     rows = torch.arange(h, device=pixels.device) * extent[:, 0, None] + starts[:, None]  # [n, h]
     # Row k of this view is the w pixels from k on: whole rows are copied, not single pixels. The
-    # pixels must end with w spare ones.
+    # pixels must end with w spare ones: as many as the picture is wide are enough.
     view = pixels.as_strided((len(pixels) - w + 1, w), (1, 1))
     return view[rows.clamp(max=len(pixels) - w)]
 
@@ -377,8 +380,9 @@ def _bin_weights(
     share = counts / samples[:, None, None]  # [n, side, most]
     # A spare cell takes what falls outside the crop.
     weights = at.new_zeros((len(at), side, cells + 1))
+    first = low.long() - offset[:, None, None]  # [n, side, most]
     for step, part in ((0, (1 - far) * share), (1, far * share)):
-        cell = low.long() + step - offset[:, None, None]
+        cell = first + step
         inside = (cell >= 0) & (cell < own[:, None, None])
         weights.scatter_add_(2, torch.where(inside, cell, cells), part)
     return weights[:, :, :-1]

@@ -46,11 +46,11 @@ def match_boxes(
         return iou.new_full((iou.shape[1],), BACKGROUND, dtype=torch.int64)  # [A]
     best, matches = iou.max(dim=0)  # [A]
     kept = matches
-    matches = torch.where(best < high, IGNORED, matches)
-    matches = torch.where(best < low, BACKGROUND, matches)
+    matches = matches.masked_fill(best < high, IGNORED)
+    matches = matches.masked_fill_(best < low, BACKGROUND)
     if allow_low_quality and iou.shape[1]:
         top = iou.max(dim=1, keepdim=True).values  # [N, 1]
-        wanted = (iou == top) & (top > 0) & (top >= min_low_quality)  # [N, A]
+        wanted = (iou == top) & ((top > 0) & (top >= min_low_quality))  # [N, A]
         if low_quality_to == "last":
             kept = len(iou) - 1 - wanted.flip(0).to(torch.uint8).argmax(dim=0)  # [A]
         matches = torch.where(wanted.any(dim=0), kept, matches)

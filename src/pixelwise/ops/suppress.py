@@ -51,8 +51,8 @@ def greedy_nms(
     if torch.compiler.is_compiling():
         return _nms(_apart(boxes, groups), scores, iou_thresh)
     if _on_gpu(boxes) and 0 < len(boxes) <= _FEW_BOXES:
-        # A call for each group would wait each time. In float64 moving them apart rounds nothing.
-        return _nms(_apart(boxes.double(), groups), scores.double(), iou_thresh)
+        # A call for each group would wait each time.
+        return _nms(_in_a_row(boxes.double(), groups), scores.double(), iou_thresh)
     sizes = _group_sizes(groups)
     if sum(n * (n - 1) // 2 for n in sizes) <= _CALL_PAIRS * len(sizes):
         return _greedy_of_small_groups(boxes, scores, groups, sizes, iou_thresh)
@@ -490,12 +490,18 @@ def _nms(boxes: Tensor, scores: Tensor, iou_thresh: float) -> Tensor:
     return keep.index_fill(0, kept, True)
 
 
+def _in_a_row(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Boxes moved so that different groups cannot touch; in float64 that rounds nothing."""
+    low, high = boxes.aminmax()
+    return boxes + groups[:, None] * (high - low + 1)
+
+
 def _apart(boxes: Tensor, groups: Tensor) -> Tensor:
     """Boxes moved so that different groups cannot touch: one call, whose graph is independent of N.
 
-    An exported graph cannot loop over groups. Each gets a cell of a square grid around the origin,
-    which keeps the coordinates, and with them the rounding, a factor sqrt(groups) smaller than a
-    row of cells would: with 80 classes and 3000 px at most 0.001 px.
+    An exported graph cannot loop over groups and stays in float32. Each group gets a cell of a
+    square grid around the origin, which keeps the coordinates, and with them the rounding, a factor
+    sqrt(groups) smaller than a row of cells would: with 80 classes and 3000 px at most 0.001 px.
     """
     cell = (boxes.max() - boxes.min()).ceil() + 1
     side = (groups.max() + 1).to(boxes.dtype).sqrt().ceil()
