@@ -68,18 +68,13 @@ def mask_targets(
     for part, size in by_area(windows):
         corner, extent = windows[part, :2], windows[part, 2:] - windows[part, :2]  # [n, 2]
         crops = gather_crops(pixels, starts[part], extent, size).float()  # [n, h, w]
-        both = [
-            _bin_weights(
-                boxes[part, axis::2],
-                (side, masks.size[1 - axis]),
-                (corner[:, axis], extent[:, axis], crops.shape[2 - axis]),
-                aligned=aligned,
-            )
-            for axis in (1, 0)
-        ]  # [n, side, h], [n, side, w]
+        weights = _bin_weights(
+            boxes[part], side, masks.size, (corner, extent, max(size)), aligned=aligned
+        )  # [n, 2, side, max(h, w)]
+        columns, rows = weights[:, 0, :, : size[1]], weights[:, 1, :, : size[0]]
         # Mixed precision would round the products, and with them the comparison below.
         with torch.autocast(boxes.device.type, enabled=False):
-            targets[part] = both[0] @ crops @ both[1].transpose(1, 2)
+            targets[part] = rows @ crops @ columns.transpose(1, 2)
     return (targets >= 0.5).float() if aligned else targets
 
 
@@ -349,43 +344,47 @@ def gather_crops(pixels: Tensor, starts: Tensor, extent: Tensor, size: Size) -> 
 
 
 def _bin_weights(
-    ends: Tensor, sizes: tuple[int, int], crop: tuple[Tensor, Tensor, int], *, aligned: bool
+    boxes: Tensor, side: int, size: Size, crops: tuple[Tensor, Tensor, int], *, aligned: bool
 ) -> Tensor:
-    """What each bin of a region reads along one axis.
+    """What each bin of a region reads along x and along y.
 
     Args:
-        ends:    [n, 2] the region's begin and end in pixels.
-        sizes:   number of bins, length of the picture in pixels.
-        crop:    [n] first pixel and [n] pixels of each crop, pixels of the gathered crops.
+        boxes:   [n, 4] xyxy in pixels, the regions.
+        side:    bins along each axis.
+        size:    (height, width) of the picture in pixels.
+        crops:   [n, 2] first pixel and [n, 2] pixels of each crop, x and y; the most pixels C.
         aligned: see `mask_targets`.
 
     Returns:
-        [n, side, cells] weights; rows sum to 1 where the bin lies inside picture and crop.
+        [n, 2, side, C] weights of the pixels from the first of the crop on; they sum to 1 where the
+        bin lies inside picture and crop.
     """
-    (side, length), (offset, own, cells) = sizes, crop
-    begin, extent = ends[:, 0], ends[:, 1] - ends[:, 0]  # [n]
+    offset, own, cells = crops
+    last = torch.tensor([size[1] - 1, size[0] - 1]).to(boxes.device, non_blocking=True)
+    begin, extent = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]  # [n, 2]
     begin, extent = (begin - 0.5, extent) if aligned else (begin, extent.clamp(min=1))
-    per_bin = divide(extent, side)  # [n]
-    samples = per_bin.ceil().clamp(min=1)  # [n] per bin
+    per_bin = divide(extent, side)  # [n, 2]
+    samples = per_bin.ceil().clamp(min=1)  # [n, 2] per bin
     most = int(samples.max())
-    bins = torch.arange(side, device=ends.device)[:, None]  # [side, 1]
-    nth = torch.arange(most, device=ends.device)  # [most]
-    inner = (nth + 0.5) * (per_bin / samples)[:, None]  # [n, most]
-    at = begin[:, None, None] + bins * per_bin[:, None, None] + inner[:, None]  # [n, side, most]
-    counts = (nth < samples[:, None])[:, None] & (at >= -1) & (at <= length)  # [n, side, most]
-    counts = counts & (extent > 0)[:, None, None]
-    at = at.clamp(0, length - 1)
+    bins = torch.arange(side, device=boxes.device)[:, None]  # [side, 1]
+    nth = torch.arange(most, device=boxes.device)  # [most]
+    inner = (nth + 0.5) * (per_bin / samples)[..., None]  # [n, 2, most]
+    at = begin[..., None, None] + bins * per_bin[..., None, None] + inner[:, :, None]
+    last = last[:, None, None]  # [2, 1, 1]
+    counts = (nth < samples[..., None])[:, :, None] & (at >= -1) & (at <= last + 1)
+    counts = counts & (extent > 0)[..., None, None]  # [n, 2, side, most], as `at`
+    at = at.clamp(min=0).minimum(last)
     low = at.floor()
-    far = at - low  # [n, side, most]
-    share = counts / samples[:, None, None]  # [n, side, most]
+    far = at - low
+    share = counts / samples[..., None, None]
+    first = low.long() - offset[..., None, None]
     # A spare cell takes what falls outside the crop.
-    weights = at.new_zeros((len(at), side, cells + 1))
-    first = low.long() - offset[:, None, None]  # [n, side, most]
+    weights = at.new_zeros((*at.shape[:3], cells + 1))
     for step, part in ((0, (1 - far) * share), (1, far * share)):
         cell = first + step
-        inside = (cell >= 0) & (cell < own[:, None, None])
-        weights.scatter_add_(2, torch.where(inside, cell, cells), part)
-    return weights[:, :, :-1]
+        inside = (cell >= 0) & (cell < own[..., None, None])
+        weights.scatter_add_(3, torch.where(inside, cell, cells), part)
+    return weights[..., :-1]
 
 
 def _placement(
