@@ -178,7 +178,8 @@ class BoxHead(nn.Module):
             output.logits, labels, ignore_index=UNCOUNTED, reduction="sum"
         )
         inside = regions.objects  # [P]
-        deltas = output.deltas.reshape(len(labels), -1, 4)[inside, labels[inside]]  # [P, 4]
+        rows = inside * self.num_classes + labels[inside]  # [P]
+        deltas = output.deltas.reshape(-1, 4).index_select(0, rows)  # [P, 4]
         box = F.smooth_l1_loss(deltas, wanted, reduction="sum", beta=self.conventions.box_beta)
         return {"class": classification / count, "box": box / count}
 

@@ -263,8 +263,10 @@ class RPN(nn.Module):
         with torch.no_grad():
             wanted = self.targets(torch.cat(self.anchors.place(maps.logits, size)), targets)
         logits, deltas = self._flatten(maps)
-        logits = logits.flatten()[wanted.chosen]  # [S]
-        deltas = deltas.flatten(0, 1)[wanted.chosen[: len(wanted.deltas)]]  # [P, 4]
+        # Brackets would do too, but their gradient has to sort the positions first.
+        logits = logits.flatten().index_select(0, wanted.chosen)  # [S]
+        positives = wanted.chosen[: len(wanted.deltas)]
+        deltas = deltas.flatten(0, 1).index_select(0, positives)  # [P, 4]
         rules = self.conventions
         count = ANCHORS_PER_IMAGE * len(targets)
         if rules.sampled_normaliser:

@@ -62,5 +62,7 @@ def sample_hardest(losses: Tensor, groups: Tensor, *, count: int) -> Tensor:
 
 def _draw(index: Tensor, count: int, generator: Generator | None) -> Tensor:
     device = index.device if generator is None else generator.device
-    order = torch.randperm(len(index), generator=generator, device=device)[:count]
-    return index[order.to(index.device).sort().values]
+    order = torch.randperm(len(index), generator=generator, device=device)
+    if count == len(index):  # whatever the order, all of them
+        return index
+    return index[order[:count].to(index.device).sort().values]
