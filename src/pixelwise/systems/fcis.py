@@ -164,9 +164,11 @@ class FCIS(nn.Module):
         moved = self.score_maps.refine(first.boxes, deltas, size)
         moved = moved.masked_fill(~first.valid[..., None], 0.0)
         after, _ = self.look(read, first._replace(boxes=moved))
-        both = Raw(*(torch.cat(pair, dim=1) for pair in zip(before, after, strict=True)))
-        sides = (both.boxes[..., 2:] - both.boxes[..., :2]).amin(dim=-1)  # [B, 2N]
-        return both._replace(valid=both.valid & (sides >= self.cfg.min_side_px))
+        boxes, probs, valid, masks = (
+            torch.cat(pair, dim=1) for pair in zip(before, after, strict=True)
+        )
+        sides = (boxes[..., 2:] - boxes[..., :2]).amin(dim=-1)  # [B, 2N]
+        return Raw(boxes, probs, valid & (sides >= self.cfg.min_side_px), masks)
 
     def look(
         self, read: Callable[[Tensor], RegionOutput], proposals: Proposals
