@@ -301,7 +301,7 @@ def _padded(parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
         return torch.cat(list(parts), dim=1)  # each has its count already
     whole = parts[0].new_zeros(len(parts[0]), sum(counts), *parts[0].shape[2:])
     for part, room in zip(parts, whole.split(counts, dim=1), strict=True):
-        room[:, : part.shape[1]] = part  # nothing else is written: fresh memory is zero
+        room[:, : part.shape[1]] = part
     return whole
 
 
