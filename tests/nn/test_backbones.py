@@ -261,6 +261,30 @@ def test_timm_version_of_our_own_and_other_channels() -> None:
     assert net(torch.randn(1, 4, 33, 33))[0].shape == (1, 64, 9, 9)
 
 
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("test_resnet", 32),  # average pools of ResNet-D
+        ("test_resnet", 8),  # which lose their stride
+        ("ese_vovnet19b_dw", 32),  # max-pools of 3x3
+        ("hgnet_tiny", 32),  # max-pools of stride 1
+    ],
+)
+@pytest.mark.parametrize("side", [(64, 96), (61, 87)])
+def test_pools_that_round_up_equal_those_of_timm(
+    name: str, output_stride: int, side: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    options = {} if output_stride == 32 else {"output_stride": output_stride}
+    theirs = timm.create_model(name, features_only=True, **options).eval()
+    ours = build_backbone(f"timm/{name}", output_stride=output_stride, levels=(5,)).eval()
+    assert not [m for m in ours.modules() if getattr(m, "ceil_mode", False)]
+    ours.body.load_state_dict(theirs.state_dict())
+    images = torch.randn(1, 3, *side)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.body(images)[-1], theirs(images)[-1])
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t"])
 def test_frozen_norms_and_depthwise_convolutions_equal_those_of_timm(name: str) -> None:
     """Maps and gradients; the second family has norms without activations."""

@@ -12,11 +12,13 @@ import torch
 from timm.layers import norm_act
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import FrozenBatchNormAct2d
+from timm.layers.pool2d_same import AvgPool2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from pixelwise.errors import UsageError
+from pixelwise.nn.backbones.resnet import AverageDown
 from pixelwise.nn.depthwise import is_depthwise, use_depthwise
 from pixelwise.nn.norm import FrozenBatchNorm, Norm
 from pixelwise.ops.depthwise import depthwise_conv2d
@@ -112,7 +114,7 @@ class TimmBackbone(nn.Module):
         self.levels = levels
         indices = tuple(nominal.index(level) for level in levels)
         body = _create(name, {**options, "out_indices": indices})
-        self.body = _replace_norms(_replace_same_convs(body), norm, name)
+        self.body = _replace_norms(_replace_pools(_replace_same_convs(body)), norm, name)
         use_depthwise(self.body)
         self.channels: tuple[int, ...] = tuple(self.body.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(self.body.feature_info.reduction())
@@ -246,6 +248,39 @@ def _replace_same_convs(body: nn.Module) -> nn.Module:
             same.weight, same.bias = conv.weight, conv.bias
             setattr(parent, name, same)
     return body
+
+
+def _replace_pools(body: nn.Module) -> nn.Module:
+    """Every pool that rounds sizes up as one that rounds down, of a map with a border more.
+
+    The results are the same, but how torch rounds up no file of `torch.export` with open sizes can
+    hold.
+    """
+    for parent in list(body.modules()):
+        for name, child in list(parent.named_children()):
+            pool = _rounding_down(child)
+            if pool is not None:
+                setattr(parent, name, pool)
+    return body
+
+
+def _rounding_down(pool: nn.Module) -> nn.Module | None:
+    if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not pool.ceil_mode:
+        return None
+    kernel, stride, padding = (
+        value if isinstance(value, int) else value[0]
+        for value in (pool.kernel_size, pool.stride, pool.padding)
+    )
+    if padding or stride > kernel:  # in no family that can be a backbone
+        return None
+    last = (0, stride - 1, 0, stride - 1)
+    if isinstance(pool, nn.MaxPool2d):
+        return nn.Sequential(nn.ConstantPad2d(last, -math.inf), nn.MaxPool2d(kernel, stride))
+    if isinstance(pool, AvgPool2dSame) and (kernel, stride) == (2, 1):  # the zeros count
+        return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
+    if (kernel, stride) == (2, 2) and not pool.count_include_pad:
+        return AverageDown()
+    return None
 
 
 def _replace_norms(body: nn.Module, norm: Norm | str | None, name: str) -> Any:
