@@ -80,6 +80,31 @@ def test_a_torch_program_carries_its_passport(tmp_path) -> None:
         torch.testing.assert_close(torch.export.load(path).module()(images)[0], expected)
 
 
+def test_a_torch_program_of_a_timm_backbone_keeps_its_sizes_open(tmp_path) -> None:
+    """ResNet-D's average pools round up; at stride 8 they have none."""
+    system = create("deeplabv3plus", backbone="test_resnet", output_stride=8, **TINY)
+    path = export_torch(system, tmp_path / "m.pt2", torch.randn(1, 3, 64, 96), passport=PASSPORT)
+    assert read_passport(path)["dynamic"] == "sizes32"
+    images = torch.randn(3, 3, 96, 64)
+    with torch.no_grad():
+        found = torch.export.load(path).module()(images)[0]
+        torch.testing.assert_close(found, system(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_program_that_cannot_be_written_says_what_to_do(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("no such node")
+
+    monkeypatch.setattr(torch.export, "save", refuse)
+    system = create("deeplabv3plus", backbone="test_efficientnet", **TINY)
+    images = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ExportError, match=r"no such node.*dynamic .*'none'"):
+        export_torch(system, tmp_path / "m.pt2", images, passport=PASSPORT, dynamic="none")
+    assert not list(tmp_path.iterdir())
+
+
 # Systems with arithmetic on sizes of their own, on a backbone that takes any size.
 OPEN = [
     ("bisenet", {}),

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ Dynamic = Literal["sizes", "sizes32", "batch", "none"]
 TOLERANCE = 1e-4  # of the largest value of an output
 _METADATA = "pixelwise"  # key in an ONNX file, name of a file in a .pt2
 _LARGEST_SIDE = 8192
+_LESS = "'sizes32', 'batch' or 'none'"
 _OPSET = 18
 _CHATTY = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -110,7 +111,7 @@ def export(
         dynamic: which dimensions stay open; None for what the system allows.
 
     Raises:
-        UsageError: another suffix, or sides that are no multiples of 32.
+        UsageError: another suffix, another word, or sides that are no multiples of 32.
         MissingExtraError: ONNX is not installed.
         ExportError: the export failed or its output differs.
     """
@@ -120,6 +121,8 @@ def export(
         raise UsageError(f"{path}: name a file that ends in {' or '.join(writers)}")
     if any(side < 32 or side % 32 for side in size):
         raise UsageError(f"size {size[0]}x{size[1]}: each side must be a multiple of 32")
+    if dynamic not in (None, *get_args(Dynamic)):
+        raise UsageError(f"dynamic {dynamic!r}: choose {', '.join(get_args(Dynamic))}")
     segmenter = model if isinstance(model, Segmenter) else load(model, device="cpu")
     passport = Passport(
         name=segmenter.name,
@@ -150,24 +153,35 @@ def export_program(
         ExportError: torch cannot export it, or the program's output differs.
     """
     chosen = dynamic or open_dimensions(system)
+    program, example = _program(system, example, chosen)
+    _verify_program(program, system, _probes(example, chosen))
+    return program
+
+
+def _program(
+    system: nn.Module, example: Tensor, dynamic: Dynamic
+) -> tuple[ExportedProgram, Tensor]:
+    """The program, not yet checked, and the images it was traced with."""
     system.eval()
-    if chosen != "none" and len(example) == 1:
+    if dynamic != "none" and len(example) == 1:
         example = example.expand(2, -1, -1, -1).contiguous()  # torch would fix a dimension of 1
     try:
         with torch.no_grad(), _quiet():
-            program = torch.export.export(
-                system, (example,), dynamic_shapes=(_shapes(chosen),), strict=False
-            )
+            return torch.export.export(
+                system, (example,), dynamic_shapes=(_shapes(dynamic),), strict=False
+            ), example
     except Exception as error:  # torch raises many kinds
         raise ExportError(
-            f"torch.export failed ({_first_line(error)}); try dynamic='none' and an input whose "
-            "sides are multiples of 32"
+            f"torch.export failed ({_first_line(error)}); leave less open (dynamic {_LESS}), or "
+            "write .onnx"
         ) from error
+
+
+def _verify_program(program: ExportedProgram, system: nn.Module, probes: list[Tensor]) -> None:
     run = cast("Any", program.module())
-    for images in _probes(example, chosen):
+    for images in probes:
         with torch.no_grad():
             _compare(system(images), run(images), f"torch.export at {tuple(images.shape)}")
-    return program
 
 
 def export_torch(
@@ -178,9 +192,10 @@ def export_torch(
     passport: Passport,
     dynamic: Dynamic | None = None,
 ) -> Path:
-    """Write a checked torch.export program (.pt2), its passport inside as "pixelwise.json".
+    """Write a torch.export program (.pt2), its passport inside as "pixelwise.json".
 
-    It returns a plain tuple in the order of `Raw`, so that reading it needs torch alone.
+    What is compared with the system is the file, read back. It returns a plain tuple in the order
+    of `Raw`, so that reading it needs torch alone.
 
     Args:
         system:   as in `export_program`.
@@ -188,14 +203,26 @@ def export_torch(
         example:  as in `export_program`.
         passport: what the file says about itself.
         dynamic:  as in `export_program`.
+
+    Raises:
+        ExportError: torch cannot export or write it, or the output of the file differs.
     """
     path = Path(path)
     system, example = _on_cpu(system, example)
     chosen = dynamic or open_dimensions(system)
-    program = export_program(_Plain(system), example, dynamic=chosen)
+    plain = _Plain(system)
+    program, example = _program(plain, example, chosen)
     about = passport.to_json(system, chosen)
     with _beside(path) as temporary:
-        torch.export.save(program, temporary, extra_files={f"{_METADATA}.json": about})
+        try:
+            torch.export.save(program, temporary, extra_files={f"{_METADATA}.json": about})
+            written = torch.export.load(temporary)
+        except Exception as error:  # as above
+            raise ExportError(
+                f"torch.export cannot write it ({_first_line(error)}); leave less open (dynamic "
+                f"{_LESS}), or write .onnx"
+            ) from error
+        _verify_program(written, plain, _probes(example, chosen))
         temporary.replace(path)
     return path
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from pixelwise.export import Dynamic
 
 
 def command(
@@ -14,13 +17,20 @@ def command(
     out: Annotated[Path, typer.Argument(help="The file: .onnx or .pt2 (torch.export).")],
     *,
     size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH.")] = "512x512",
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            help="What stays open: sizes (and batch), sizes32 (multiples of 32), batch or none. "
+            "By default what the system allows."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> int:
     """Write a model as .onnx or .pt2 for another runtime and compare the file with it."""
     from pixelwise.cli.bench import read_size
     from pixelwise.export import export, read_passport
 
-    path = export(model, out, size=read_size(size))
+    path = export(model, out, size=read_size(size), dynamic=cast("Dynamic | None", dynamic))
     about = read_passport(path)
     if json:
         print(json_text.dumps({"file": str(path), **about}, indent=2))
