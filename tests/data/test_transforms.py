@@ -11,10 +11,11 @@ from pixelwise.data.transforms import (
     EvalTransform,
     Prepared,
     TrainTransform,
+    pad_to,
     prepare_image,
     unprepare,
 )
-from pixelwise.errors import DataError
+from pixelwise.errors import DataError, UsageError
 from pixelwise.ops.rle import dense_crops
 from pixelwise.spec import CAFFE_BGR, AugmentSpec, InputSpec, ResizeRule
 from pixelwise.types import IGNORE, InstanceTarget, SemanticTarget
@@ -44,6 +45,14 @@ def test_prepare_image_resizes_normalises_and_pads() -> None:
     assert tensor[:, 7, 9].tolist() == pytest.approx(expected, abs=1e-5)
     assert (tensor[:, 20:] == 0).all()
     assert (tensor[:, :, 30:] == 0).all()
+
+
+def test_padding_never_cuts() -> None:
+    image = torch.ones(3, 4, 6)
+    assert pad_to(image, (4, 6)) is image
+    assert pad_to(image, (5, 8), value=7.0)[0].tolist()[4] == [7.0] * 8
+    with pytest.raises(UsageError, match="4x6 does not fit into 5x5"):
+        pad_to(image, (5, 5))
 
 
 def test_prepare_image_ends_on_the_device() -> None:

@@ -20,6 +20,7 @@ from pixelwise.data.photometric import blur, jitter_color
 from pixelwise.data.sample import Sample
 from pixelwise.data.scene import Scene, place, to_tensor
 from pixelwise.data.views import draw_view, force_object
+from pixelwise.errors import UsageError
 from pixelwise.spec import AugmentSpec, InputSpec, Task
 from pixelwise.types import IGNORE, ImageSize, InstanceTarget, SemanticTarget, Size, Target
 
@@ -125,8 +126,16 @@ def pad_to(image: Tensor, size: Size, *, value: float = 0.0) -> Tensor:
         image: [..., h, w].
         size:  (height, width) of the result.
         value: what the padding holds.
+
+    Raises:
+        UsageError: the image is larger.
     """
     bottom, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
+    if bottom < 0 or right < 0:
+        raise UsageError(
+            f"an image of {image.shape[-2]}x{image.shape[-1]} does not fit into "
+            f"{size[0]}x{size[1]}; resize it first, or choose a larger size"
+        )
     if not (bottom or right):
         return image
     return torch.nn.functional.pad(image, (0, right, 0, bottom), value=value)
