@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelwise.nn.conventions import Conventions
+from pixelwise.nn.exporting import is_exporting
 from pixelwise.ops.boxes import pairwise_ioa, pairwise_iou
 from pixelwise.ops.masks import mask_targets
 from pixelwise.ops.matching import BACKGROUND, IGNORED, match_boxes
@@ -160,7 +161,7 @@ def on_regions(
     image = image[:, None, None].expand(-1, count, 1)  # [B, N, 1]
     inputs = [torch.cat([image, boxes], dim=2), *more]
     inputs = [x.flatten(0, 1) for x in inputs]  # [B * N, 5], then [B * N] each
-    if torch.compiler.is_exporting():  # all of them: an exported graph has fixed sizes
+    if is_exporting():  # all of them: an exported graph has fixed sizes
         rows = [x.unflatten(0, (batch, count)) for x in run(*inputs)]
         return [torch.where(valid.reshape(*valid.shape, *(1,) * (x.ndim - 2)), x, 0) for x in rows]
     index = valid.flatten().nonzero()[:, 0]
@@ -185,7 +186,7 @@ def best_first(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         values [B, count] and positions [B, count] int64.
     """
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # ONNX defines TopK with just this rule for ties, and has no stable sort.
         values, index = scores.topk(count, dim=1)
         return values, index

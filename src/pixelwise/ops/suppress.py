@@ -401,7 +401,9 @@ def _rivals(
         height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
         shared = width.clip(min=0) * height.clip(min=0)
         with np.errstate(invalid="ignore"):  # empty boxes: 0 / 0 is above no threshold
-            over = shared / (areas[first] + areas[second] - shared) > iou_thresh
+            iou = shared / (areas[first] + areas[second] - shared)
+            # Numpy 1 would bring the threshold to the type of the overlaps.
+            over = iou.astype(iou_thresh.dtype, copy=False) > iou_thresh
         yield first[over], second[over]
 
 
