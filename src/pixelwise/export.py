@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -349,7 +350,10 @@ def _write_onnx(
             warnings.simplefilter("ignore")
             cast("Any", torch.onnx).export(system, (example,), str(path), **options)
     except Exception as error:  # as above
-        raise ExportError(f"the ONNX exporter failed: {_first_line(error)}") from error
+        raise ExportError(
+            f"the ONNX exporter of torch {torch.__version__} failed ({_first_line(error)}); try a "
+            "newer torch, or write .pt2"
+        ) from error
 
 
 def _onnx() -> Any:
@@ -424,4 +428,5 @@ def _quiet() -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,6 +15,11 @@ from pixelwise.cli import run
 from pixelwise.demo import microscope_picture
 from pixelwise.spec import ResizeRule
 
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnxruntime") is None or torch.__version__ < "2.7",
+    reason="needs onnxruntime, and a torch whose ONNX exporter knows batch norms",
+)
+
 
 def test_a_semantic_model_as_a_program(tmp_path: Path, capsys) -> None:
     file = tmp_path / "nuclei.pt2"
@@ -35,7 +40,7 @@ def test_what_stays_open_can_be_chosen(tmp_path: Path, capsys) -> None:
     assert "one picture at 64x64" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+@needs_onnx
 def test_rows_that_hold_no_detection_are_zero_in_the_file_too(tmp_path: Path, capsys) -> None:
     file = tmp_path / "nuclei.onnx"
     assert run(["export", "nuclei", str(file), "--size", "64x64"]) == 0
@@ -49,7 +54,7 @@ def test_rows_that_hold_no_detection_are_zero_in_the_file_too(tmp_path: Path, ca
     assert (logits[~valid] == 0).all()
 
 
-@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
+@needs_onnx
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch) -> None:
     """An exported instance system, its file alone, finds what the model finds."""
     page = Path(__file__).parents[2] / "docs" / "export.md"
