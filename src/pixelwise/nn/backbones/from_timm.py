@@ -66,6 +66,7 @@ class FrozenNormAct(FrozenBatchNorm, FrozenBatchNormAct2d):
         return self.act(self.drop(super().forward(x)))
 
 
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation")  # of a pool
 _FASTER = {FrozenBatchNorm2d: FrozenNorm, FrozenBatchNormAct2d: FrozenNormAct}
 
 
@@ -265,21 +266,22 @@ def _replace_pools(body: nn.Module) -> nn.Module:
 
 
 def _rounding_down(pool: nn.Module) -> nn.Module | None:
-    if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not pool.ceil_mode:
+    """What takes the place of a pool; None where nothing has to."""
+    if not getattr(pool, "ceil_mode", False):
         return None
-    kernel, stride, padding = (
+    kernel, stride, padding, dilation = (
         value if isinstance(value, int) else value[0]
-        for value in (pool.kernel_size, pool.stride, pool.padding)
+        for value in (getattr(pool, name, 1) for name in _GEOMETRY)
     )
-    if padding or stride > kernel:  # in no family that can be a backbone
-        return None
-    last = (0, stride - 1, 0, stride - 1)
-    if isinstance(pool, nn.MaxPool2d):
-        return nn.Sequential(nn.ConstantPad2d(last, -math.inf), nn.MaxPool2d(kernel, stride))
-    if isinstance(pool, AvgPool2dSame) and (kernel, stride) == (2, 1):  # the zeros count
+    if type(pool) is nn.MaxPool2d and (padding, dilation) == (0, 1) and stride <= kernel:
+        last = stride - 1
+        down = nn.MaxPool2d(kernel, stride)
+        border = nn.ConstantPad2d((0, last, 0, last), -math.inf)
+        return nn.Sequential(border, down) if last else down
+    if type(pool) is AvgPool2dSame and (kernel, stride) == (2, 1):  # its zeros count
         return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, 1))
-    if (kernel, stride) == (2, 2) and not pool.count_include_pad:
-        return AverageDown()
+    if type(pool) is nn.AvgPool2d and (kernel, stride, padding) == (2, 2, 0):
+        return None if pool.count_include_pad else AverageDown()
     return None
 
 
