@@ -100,8 +100,9 @@ def test_a_program_that_cannot_be_written_says_what_to_do(
     monkeypatch.setattr(torch.export, "save", refuse)
     system = create("deeplabv3plus", backbone="test_efficientnet", **TINY)
     images = torch.randn(1, 3, 32, 32)
-    with pytest.raises(ExportError, match=r"no such node.*dynamic .*'none'"):
-        export_torch(system, tmp_path / "m.pt2", images, passport=PASSPORT, dynamic="none")
+    for dynamic, hint in (("batch", r"dynamic .*'none'"), ("none", "write .onnx instead")):
+        with pytest.raises(ExportError, match=rf"no such node.*{hint}"):
+            export_torch(system, tmp_path / "m.pt2", images, passport=PASSPORT, dynamic=dynamic)
     assert not list(tmp_path.iterdir())
 
 

@@ -36,7 +36,6 @@ Dynamic = Literal["sizes", "sizes32", "batch", "none"]
 TOLERANCE = 1e-4  # of the largest value of an output
 _METADATA = "pixelwise"  # key in an ONNX file, name of a file in a .pt2
 _LARGEST_SIDE = 8192
-_LESS = "'sizes32', 'batch' or 'none'"
 _OPSET = 18
 _CHATTY = ("torch", "torch.onnx", "onnxscript", "onnx_ir")
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
@@ -154,28 +153,37 @@ def export_program(
         ExportError: torch cannot export it, or the program's output differs.
     """
     chosen = dynamic or open_dimensions(system)
-    program, example = _program(system, example, chosen)
+    example = _traceable(example, chosen)
+    program = _program(system, example, chosen)
     _verify_program(program, system, _probes(example, chosen))
     return program
 
 
-def _program(
-    system: nn.Module, example: Tensor, dynamic: Dynamic
-) -> tuple[ExportedProgram, Tensor]:
-    """The program, not yet checked, and the images it was traced with."""
+def _traceable(example: Tensor, dynamic: Dynamic) -> Tensor:
+    """Two images instead of one where the batch stays open: torch would fix a dimension of 1."""
+    if dynamic == "none" or len(example) > 1:
+        return example
+    return example.expand(2, -1, -1, -1).contiguous()
+
+
+def _program(system: nn.Module, example: Tensor, dynamic: Dynamic) -> ExportedProgram:
+    """The program, not yet checked."""
     system.eval()
-    if dynamic != "none" and len(example) == 1:
-        example = example.expand(2, -1, -1, -1).contiguous()  # torch would fix a dimension of 1
     try:
         with torch.no_grad(), _quiet():
             return torch.export.export(
                 system, (example,), dynamic_shapes=(_shapes(dynamic),), strict=False
-            ), example
+            )
     except Exception as error:  # torch raises many kinds
         raise ExportError(
-            f"torch.export failed ({_first_line(error)}); leave less open (dynamic {_LESS}), or "
-            "write .onnx"
+            f"torch.export failed ({_first_line(error)}); {_next_step(dynamic)}"
         ) from error
+
+
+def _next_step(dynamic: Dynamic) -> str:
+    if dynamic == "none":
+        return "write .onnx instead"
+    return "leave less open (dynamic 'sizes32', 'batch' or 'none'), or write .onnx"
 
 
 def _verify_program(program: ExportedProgram, system: nn.Module, probes: list[Tensor]) -> None:
@@ -212,7 +220,8 @@ def export_torch(
     system, example = _on_cpu(system, example)
     chosen = dynamic or open_dimensions(system)
     plain = _Plain(system)
-    program, example = _program(plain, example, chosen)
+    example = _traceable(example, chosen)
+    program = _program(plain, example, chosen)
     about = passport.to_json(system, chosen)
     with _beside(path) as temporary:
         try:
@@ -220,8 +229,7 @@ def export_torch(
             written = torch.export.load(temporary)
         except Exception as error:  # as above
             raise ExportError(
-                f"torch.export cannot write it ({_first_line(error)}); leave less open (dynamic "
-                f"{_LESS}), or write .onnx"
+                f"torch.export cannot write it ({_first_line(error)}); {_next_step(chosen)}"
             ) from error
         _verify_program(written, plain, _probes(example, chosen))
         temporary.replace(path)
@@ -257,9 +265,8 @@ def export_onnx(
     path = Path(path)
     system, example = _on_cpu(system, example)
     chosen = dynamic or _open_dimensions_onnx(system)
+    example = _traceable(example, chosen)
     system.eval()
-    if chosen != "none" and len(example) == 1:
-        example = example.expand(2, -1, -1, -1).contiguous()
     with torch.no_grad():
         outputs = system(example)
     names = list(getattr(outputs, "_fields", [f"output{i}" for i in range(len(outputs))]))
