@@ -180,10 +180,10 @@ def _program(system: nn.Module, example: Tensor, dynamic: Dynamic) -> ExportedPr
         ) from error
 
 
-def _next_step(dynamic: Dynamic) -> str:
+def _next_step(dynamic: Dynamic, other: str = ".onnx") -> str:
     if dynamic == "none":
-        return "write .onnx instead"
-    return "leave less open (dynamic 'sizes32', 'batch' or 'none'), or write .onnx"
+        return f"write {other} instead, or try a newer torch"
+    return f"leave less open (dynamic 'sizes32', 'batch' or 'none'), or write {other}"
 
 
 def _verify_program(program: ExportedProgram, system: nn.Module, probes: list[Tensor]) -> None:
@@ -225,8 +225,9 @@ def export_torch(
     about = passport.to_json(system, chosen)
     with _beside(path) as temporary:
         try:
-            torch.export.save(program, temporary, extra_files={f"{_METADATA}.json": about})
-            written = torch.export.load(temporary)
+            with _quiet():
+                torch.export.save(program, temporary, extra_files={f"{_METADATA}.json": about})
+                written = torch.export.load(temporary)
         except Exception as error:  # as above
             raise ExportError(
                 f"torch.export cannot write it ({_first_line(error)}); {_next_step(chosen)}"
@@ -353,13 +354,12 @@ def _write_onnx(
         options |= {"dynamo": False, "opset_version": _OPSET}
         options |= {"dynamic_axes": {"images": axes, **dict.fromkeys(names, out)}}
     try:
-        with torch.no_grad(), _quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             cast("Any", torch.onnx).export(system, (example,), str(path), **options)
     except Exception as error:  # as above
         raise ExportError(
-            f"the ONNX exporter of torch {torch.__version__} failed ({_first_line(error)}); try a "
-            "newer torch, or write .pt2"
+            f"the ONNX exporter of torch {torch.__version__} failed ({_first_line(error)}); "
+            f"{_next_step(dynamic, '.pt2')}"
         ) from error
 
 
@@ -428,7 +428,9 @@ def _quiet() -> Any:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

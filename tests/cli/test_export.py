@@ -78,6 +78,7 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch) -> None:
         (["nuclei", "model.engine"], 2, ".onnx or .pt2"),
         (["nuclei", "model.onnx", "--size", "100x100"], 2, "multiple of 32"),
         (["nuclei", "model.onnx", "--size", "big"], 2, "HEIGHTxWIDTH"),
+        (["nuclei_semantic", "model.pt2", "--size", "64x64", "--dynamic", "sizes"], 5, "'sizes32'"),
         (["nuclei", "model.pt2", "--dynamic", "width"], 2, "choose sizes, sizes32, batch, none"),
         (["nucleus", "model.onnx"], 4, "nucleus"),
     ],
